@@ -1,0 +1,43 @@
+"""The package's exceptions. One message pattern: what it is; what it must be; what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ModernBertError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(ModernBertError, ValueError):
+    """A setting that is unknown, missing, ill-typed or contradicts another."""
+
+
+class InputError(ModernBertError, ValueError):
+    """Text, tokens or files that cannot be used as they are."""
+
+
+class BackendError(ModernBertError, RuntimeError):
+    """A named backend that cannot serve this device, dtype or shape."""
+
+
+class CheckpointError(ModernBertError, RuntimeError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+class StorageError(ModernBertError, OSError):
+    """A file that could not be written: full disk, no permission."""
+
+
+class DivergenceError(ModernBertError, ArithmeticError):
+    """A training loss that is not finite."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return `; did you mean `x`?` for the nearest of `choices`, or their list if none is near."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"; did you mean `{near[0]}`?"
+    return f"; it must be one of: {', '.join(known)}"

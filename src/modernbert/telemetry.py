@@ -1,0 +1,188 @@
+"""What a run tells the world: progress with rate and ETA, JSON lines, tables. The only module that prints.
+
+Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from modernbert.files import storage_errors
+
+SECONDS_BETWEEN_LINES = 10.0
+WIDTH_WITHOUT_TERMINAL = 120
+
+# One for all, so that a line of the log moves a progress bar down. `[MASK]` and `:a:` are text, not markup.
+_STDERR = Console(stderr=True, markup=False, emoji=False)
+_STDERR.width = _STDERR.width if _STDERR.is_terminal else WIDTH_WITHOUT_TERMINAL
+
+
+class Meter(Protocol):
+    """What shows the progress of one long piece of work."""
+
+    def advance(self, amount: float, **facts: object) -> None:
+        """Say that `amount` more units are done, and what is worth showing beside it."""
+
+
+def configure_logging(*, verbose: bool = False) -> None:
+    """Send the package's log to stderr: what it chose and why; with `verbose` also details."""
+    handler = RichHandler(console=_STDERR, show_path=False, show_time=False, markup=False)
+    logger = logging.getLogger("modernbert")
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def result(text: str) -> None:
+    """Write a result to stdout."""
+    print(text)
+
+
+def note(text: str = "") -> None:
+    """Write a remark to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Show rows of equal keys as a table on stderr."""
+    sheet = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else ():
+        sheet.add_column(name, justify="right" if name != next(iter(rows[0])) else "left")
+    for row in rows:
+        sheet.add_row(*(str(value) for value in row.values()))
+    _STDERR.print(sheet)
+
+
+@contextlib.contextmanager
+def progress(title: str, total: float | None, unit: str, done: float = 0) -> Iterator[Meter]:
+    """Show work in progress with its rate and time to go: a bar on a terminal, else now and then a line.
+
+    Args:
+        title: What is being done.
+        total: Units of work in all; None if unknown.
+        unit: What a unit is called.
+        done: Units done before, which count for the bar and not for the rate.
+    """
+    meter = (_Bar if sys.stderr.isatty() else _Lines)(title, total, unit, done)
+    with meter:
+        yield meter
+
+
+def human(number: float) -> str:
+    """Write a number in three digits with k, M, G or T."""
+    number = float(f"{number:.3g}")  # first, so that 999,999 is 1M
+    for power, letter in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(number) >= 10**power:
+            return f"{number / 10**power:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+class JsonLines:
+    """A file of one JSON object a line, each written through at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record."""
+        with storage_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+class _Bar:
+    def __init__(self, title: str, total: float | None, unit: str, done: float) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            _Amount(unit),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}", markup=False),
+            console=_STDERR,
+        )
+        self._task = self._bar.add_task(title, total=total, facts="", done=done)
+        self._bar.update(self._task, completed=done)
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, amount: float, **facts: object) -> None:
+        self._bar.update(self._task, advance=amount, facts=_facts(facts))
+
+
+class _Amount(ProgressColumn):
+    """Units done, units in all, units a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        done = human(task.completed)
+        whole = f"/{human(task.total)}" if task.total is not None else ""
+        seconds = task.elapsed or 0.0
+        rate = (task.completed - task.fields["done"]) / seconds if seconds else 0.0
+        return Text(f"{done}{whole} {self._unit} {human(rate)}/s")
+
+
+class _Lines:
+    """A line every ten seconds, and one at the end."""
+
+    def __init__(self, title: str, total: float | None, unit: str, done: float) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._done = self._start = self._told = done
+        self._began = self._spoke = time.monotonic()
+        self._facts = ""
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if self._done != self._told:
+            self._speak(time.monotonic())
+
+    def advance(self, amount: float, **facts: object) -> None:
+        self._done += amount
+        self._facts = _facts(facts)
+        now = time.monotonic()
+        if now - self._spoke >= SECONDS_BETWEEN_LINES:
+            self._speak(now)
+
+    def _speak(self, now: float) -> None:
+        self._spoke, self._told = now, self._done
+        seconds = now - self._began
+        rate = (self._done - self._start) / seconds if seconds else 0.0
+        whole, left = "", ""
+        if self._total is not None:
+            whole = f"/{human(self._total)}"
+            if rate and self._done < self._total:
+                left = f", {timedelta(seconds=round((self._total - self._done) / rate))} to go"
+        amount = f"{human(self._done)}{whole} {self._unit}, {human(rate)}/s{left}"
+        note(f"{self._title}: {amount}  {self._facts}".rstrip())
+
+
+def _facts(facts: Mapping[str, object]) -> str:
+    return "  ".join(f"{name} {value}" for name, value in facts.items())
