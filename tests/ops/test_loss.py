@@ -1,0 +1,49 @@
+"""The chunked decoder loss against its plain definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from modernbert.ops import loss, reference
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 500, 10**9])
+@pytest.mark.parametrize("num_predictions", [0, 1, 37])
+def test_equals_definition(
+    num_predictions: int, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", logits_at_once)
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((num_predictions, 16), (101, 16), (101,))]
+    labels = torch.randint(0, 101, (num_predictions,))
+    expected, expected_correct = reference.linear_cross_entropy(*leaves, labels)
+    actual, correct = loss.linear_cross_entropy(*leaves, labels)
+    torch.testing.assert_close(actual, expected)
+    assert correct == expected_correct
+    ours, plain = (torch.autograd.grad(3 * x, leaves) for x in (actual, expected))
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_never_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 64 * 10)
+    sizes = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(loss.functional, "linear", lambda *args: sizes.append(len(args[0])) or linear(*args))
+    loss.linear_cross_entropy(torch.randn(35, 8), torch.randn(64, 8), torch.zeros(64), torch.zeros(35).long())
+    assert sizes == [10, 10, 10, 5]
+
+
+def test_under_autocast_the_products_run_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(20, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    labels = torch.randint(0, 50, (20,))
+    exact, _ = loss.linear_cross_entropy(hidden, weight, torch.zeros(50), labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough, _ = loss.linear_cross_entropy(hidden, weight, torch.zeros(50), labels)
+    rough.backward()
+    assert rough.dtype == torch.float32
+    assert weight.grad.dtype == torch.float32
+    assert rough != exact
+    torch.testing.assert_close(rough, exact, rtol=0.02, atol=0.0)
