@@ -1,0 +1,1 @@
+"""The encoder: configuration, layers, heads, initialisation and checkpoints in the published form."""

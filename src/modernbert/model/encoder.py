@@ -1,0 +1,87 @@
+"""The ModernBERT encoder on packed tokens (paper 2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from modernbert.errors import InputError
+from modernbert.layout import SequenceLayout
+from modernbert.model.checkpoint import Pretrained
+from modernbert.model.config import EncoderConfig, LayerPlan
+from modernbert.model.layers import Block, Embeddings, layer_norm
+from modernbert.ops.rotary import rotary_table
+
+
+class ModernBertModel(Pretrained):
+    """Token ids to hidden states. Parameter names are the published ones.
+
+    Attributes:
+        config: Shape, and the RoPE bases in force.
+        backend: Attention backend of all layers, see `modernbert.ops.attention.BACKENDS`.
+    """
+
+    def __init__(self, config: EncoderConfig, *, backend: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        dim, eps = config.hidden_size, config.norm_eps
+        self.embeddings = Embeddings(vocab_size=config.vocab_size, dim=dim, norm_eps=eps)
+        self.layers = nn.ModuleList(self._block(plan) for plan in config.layer_plan)
+        self.final_norm = layer_norm(dim, eps)
+
+    def _block(self, plan: LayerPlan) -> Block:
+        return Block(
+            dim=self.config.hidden_size,
+            num_heads=self.config.num_attention_heads,
+            ffn_dim=self.config.intermediate_size,
+            window=plan.window,
+            has_attn_norm=plan.has_attn_norm,
+            norm_eps=self.config.norm_eps,
+            attn_out_dropout=self.config.attn_out_dropout,
+        )
+
+    def forward(self, input_ids: Tensor, layout: SequenceLayout) -> Tensor:
+        """Encode packed tokens.
+
+        Args:
+            input_ids: int64 `[T]`.
+            layout: Where each sequence lies, on the same device.
+
+        Returns:
+            Hidden states `[T, D]` after the final norm.
+
+        Raises:
+            InputError: Ids and layout differ in length, or a sequence is longer than the model allows.
+        """
+        self._check(input_ids, layout)
+        plans, width = self.config.layer_plan, self.config.head_dim
+        tables = {
+            theta: rotary_table(layout.positions, width, theta)
+            for theta in dict.fromkeys(plan.rope_theta for plan in plans)
+        }
+        hidden: Tensor = self.embeddings(input_ids)
+        for block, plan in zip(self.layers, plans, strict=True):
+            hidden = block(hidden, layout, tables[plan.rope_theta], self.backend)
+        normed: Tensor = self.final_norm(hidden)
+        return normed
+
+    def set_rope_thetas(self, *, global_rope_theta: float, local_rope_theta: float) -> None:
+        """Change the RoPE bases, as the context extension does (paper 2.2.2). No weight changes."""
+        self.config = replace(
+            self.config, global_rope_theta=global_rope_theta, local_rope_theta=local_rope_theta
+        )
+
+    def _check(self, input_ids: Tensor, layout: SequenceLayout) -> None:
+        if input_ids.shape != (layout.num_tokens,):
+            raise InputError(
+                f"`input_ids` has shape {tuple(input_ids.shape)}; it must be ({layout.num_tokens},), the "
+                "packed tokens of the layout; see `modernbert.pack`"
+            )
+        limit = self.config.max_position_embeddings
+        if layout.longest > limit:
+            raise InputError(
+                f"a sequence has {layout.longest} tokens; this model takes at most {limit}; "
+                "truncate or split it"
+            )
