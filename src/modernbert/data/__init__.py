@@ -1,0 +1,1 @@
+"""Text to packed batches: tokenizer, token shards, masking, packing and the loader."""

@@ -1,0 +1,313 @@
+"""Text on disk to documents: plain text, JSON lines and Parquet, read as a stream in constant memory."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import importlib
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
+
+from modernbert.errors import ConfigError, InputError, did_you_mean
+
+TextUnit = Literal["line", "paragraph", "file"]
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+
+# What readers raise on files that are cut short or damaged. Arrow's own errors are OSError and ValueError.
+_DAMAGE = (OSError, EOFError, zlib.error)
+_PARQUET_DAMAGE = (OSError, ValueError, NotImplementedError)
+_PARQUET_BATCH_ROWS = 256
+
+
+class Document(NamedTuple):
+    """A text and where it came from.
+
+    Attributes:
+        text: What it says; never blank.
+        origin: `file:line`, counted from 1 (of a paragraph, its first line; in Parquet, the row).
+        bytes_read: How much of its file, as it lies on disk, has been read.
+    """
+
+    text: str
+    origin: str
+    bytes_read: int
+
+
+class _Line(NamedTuple):
+    text: str
+    origin: str
+    bytes_read: int
+
+
+def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """List the text files that `paths` name: files, and folders with all that is readable below them.
+
+    The order is that of `paths`, sorted within a folder. Hidden files and files of other kinds
+    inside a folder are passed over; a file named twice counts once.
+
+    Raises:
+        InputError: A path is missing or not of a readable kind, or there is no file at all.
+    """
+    named = [paths] if isinstance(paths, str | Path) else paths
+    files = [file for path in named for file in _expand(Path(path))]
+    if not files:
+        raise InputError(
+            f"no text file is given; name files ({', '.join(SUFFIXES)}) or folders that hold them"
+        )
+    return list({file.resolve(): file for file in files}.values())
+
+
+def read_documents(
+    files: Sequence[Path],
+    *,
+    text_key: str = "text",
+    text_unit: TextUnit = "line",
+    max_document_bytes: int = 4_000_000,
+) -> Iterator[Document]:
+    """Read the documents of `files`, in order. Blank ones are skipped.
+
+    Args:
+        files: What `find_files` gave.
+        text_key: The JSON key or Parquet column that holds the text.
+        text_unit: What is a document in a `.txt` file: a line, a paragraph (lines up to a blank
+            one) or the whole file.
+        max_document_bytes: Longest document (in JSON, longest line) that is accepted.
+
+    Raises:
+        InputError: A file is not UTF-8, not JSON, damaged, lacks the key, or holds a document that
+            is too long. The message names file and line.
+    """
+    if text_unit not in ("line", "paragraph", "file"):
+        raise ConfigError(
+            f"`text_unit` is {text_unit!r}{did_you_mean(text_unit, ('line', 'paragraph', 'file'))}"
+        )
+    for path in files:
+        kind = _suffix(path)
+        if kind == ".parquet":
+            documents = _read_parquet(path, text_key, max_document_bytes)
+        elif kind.startswith(".jsonl"):
+            documents = _read_json_lines(path, text_key, max_document_bytes)
+        elif text_unit == "file":
+            documents = _read_whole(path, max_document_bytes)
+        else:
+            lines = _lines(path, max_document_bytes)
+            documents = _paragraphs(lines, max_document_bytes) if text_unit == "paragraph" else _each(lines)
+        yield from (document for document in documents if document.text.strip())
+
+
+def _expand(path: Path) -> list[Path]:
+    if path.is_dir():
+        below = (file for file in sorted(path.rglob("*")) if file.is_file())
+        visible = (file for file in below if not any(part[0] == "." for part in file.relative_to(path).parts))
+        files = [file for file in visible if file.name.lower().endswith(SUFFIXES)]
+        if not files:
+            raise InputError(
+                f"the folder `{path}` holds no text file; it must hold some of {', '.join(SUFFIXES)}"
+            )
+        return files
+    if not path.exists():
+        raise InputError(f"`{path}` does not exist; give the path of a text file or of a folder of them")
+    _suffix(path)
+    return [path]
+
+
+def _suffix(path: Path) -> str:
+    for suffix in SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return suffix
+    raise InputError(
+        f"`{path}` is of an unknown kind; its name must end in one of {', '.join(SUFFIXES)}; convert it"
+    )
+
+
+def _each(lines: Iterator[_Line]) -> Iterator[Document]:
+    return (Document(*line) for line in lines)
+
+
+def _paragraphs(lines: Iterator[_Line], limit: int) -> Iterator[Document]:
+    held: list[_Line] = []
+    bytes_before = 0
+    for line in lines:
+        if line.text.strip():
+            held.append(line)
+            if line.bytes_read - bytes_before > limit:
+                raise _too_long(held[0].origin, line.bytes_read - bytes_before, limit, "the paragraph")
+            continue
+        yield from _joined(held)
+        held = []
+        bytes_before = line.bytes_read
+    yield from _joined(held)
+
+
+def _joined(held: list[_Line]) -> Iterator[Document]:
+    if held:
+        yield Document("\n".join(line.text for line in held), held[0].origin, held[-1].bytes_read)
+
+
+def _read_whole(path: Path, limit: int) -> Iterator[Document]:
+    with _opened(path) as (_, stream):
+        data = _read(stream.read, limit + 1, str(path))
+        if len(data) > limit:
+            raise _too_long(str(path), path.stat().st_size, limit, "the file")
+        yield Document(_decode(data, path, 1), f"{path}:1", len(data))
+
+
+def _read_json_lines(path: Path, text_key: str, limit: int) -> Iterator[Document]:
+    for line in _lines(path, limit):
+        if line.text.strip():
+            yield Document(_text_of(line.text, text_key, line.origin), line.origin, line.bytes_read)
+
+
+def _text_of(line: str, text_key: str, origin: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"`{origin}` is not valid JSON ({error}); each line must be a JSON object; mend or remove it"
+        ) from None
+    if not isinstance(record, dict):
+        raise InputError(
+            f'`{origin}` holds {line.strip()[:40]}; each line must be a JSON object: {{"{text_key}": …}}'
+        )
+    if text_key not in record:
+        hint = did_you_mean(text_key, record) if record else "; the object is empty"
+        raise InputError(
+            f"`{origin}` has no key `{text_key}`{hint}; set `text_key` to the one that holds the text"
+        )
+    return _checked(record[text_key], text_key, origin)
+
+
+def _checked(text: object, text_key: str, origin: str) -> str:
+    if not isinstance(text, str):
+        raise InputError(
+            f"`{origin}`: `{text_key}` is {repr(text)[:40]}; it must be a string; mend or remove it"
+        )
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"`{origin}`: character {error.start + 1} of `{text_key}` is {text[error.start]!r}, half a "
+                "surrogate pair; text must be whole Unicode characters; mend or remove it"
+            ) from None
+    return text
+
+
+def _read_parquet(path: Path, text_key: str, limit: int) -> Iterator[Document]:
+    parquet = _pyarrow("pyarrow.parquet", path)
+    file_bytes, row = path.stat().st_size, 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if text_key not in columns:
+                hint = did_you_mean(text_key, columns)
+                raise InputError(
+                    f"`{path}` has no column `{text_key}`{hint}; set `text_key` to the one with the text"
+                )
+            for batch in file.iter_batches(_PARQUET_BATCH_ROWS, columns=[text_key]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    origin = f"{path}:{row}"
+                    text = _checked(value, text_key, origin)
+                    if (size := len(text.encode())) > limit:
+                        raise _too_long(origin, size, limit, "the document")
+                    yield Document(text, origin, file_bytes * row // file.metadata.num_rows)
+    except InputError:
+        raise
+    except UnicodeDecodeError:
+        raise InputError(
+            f"`{path}`: a text after row {row} is not UTF-8; write the file again as UTF-8"
+        ) from None
+    except _PARQUET_DAMAGE as error:
+        raise _damaged(f"{path}:{row + 1}", error) from error
+
+
+def _lines(path: Path, limit: int) -> Iterator[_Line]:
+    """Read lines, never holding more than `limit` bytes and a newline of one."""
+    with _opened(path) as (file, stream):
+        for number in count(1):
+            origin = f"{path}:{number}"
+            data = _read(stream.readline, limit + 2, origin)
+            if not data:
+                return
+            line = data.rstrip(b"\r\n")
+            if len(line) > limit:
+                raise _too_long(origin, _line_bytes(stream, data, limit, origin), limit, "the line")
+            yield _Line(_decode(line, path, number), origin, file.tell())
+
+
+def _line_bytes(stream: BinaryIO, data: bytes, limit: int, origin: str) -> int:
+    """Count the bytes of the over-long line that begins with `data`, at most to a hundred times the limit."""
+    size = len(data)
+    while data and not data.endswith(b"\n") and size < 100 * limit:
+        data = _read(stream.readline, limit, origin)
+        size += len(data)
+    return size
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Give the file as it lies on disk and the stream of its decompressed bytes."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(
+            f"`{path}` could not be opened ({error.strerror}); it must be a readable file"
+        ) from None
+    with file:
+        if path.name.lower().endswith(".gz"):
+            yield file, cast(BinaryIO, gzip.GzipFile(fileobj=file))
+        elif path.name.lower().endswith(".zst"):
+            stream = _pyarrow("pyarrow", path).CompressedInputStream(file, "zstd")
+            yield file, cast(BinaryIO, io.BufferedReader(stream))
+        else:
+            yield file, file
+
+
+def _read(read: Callable[[int], bytes], size: int, origin: str) -> bytes:
+    try:
+        return read(size)
+    except _DAMAGE as error:
+        raise _damaged(origin, error) from error
+
+
+def _decode(data: bytes, path: Path, line: int) -> str:
+    """Decode UTF-8 that begins at `line`, without the byte-order mark that a file may begin with."""
+    try:
+        return data.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        raise InputError(
+            f"`{path}:{line + before.count(10)}`: byte {error.start - before.rfind(10)} of the line "
+            f"(0x{error.object[error.start]:02x}) is not UTF-8; text must be UTF-8; "
+            "re-encode as UTF-8, for example with `iconv -f latin1 -t utf-8`"
+        ) from None
+
+
+def _pyarrow(module: str, path: Path) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise InputError(
+            f"`{path}` needs pyarrow to be read, which is not installed; run `pip install 'modernbert[data]'`"
+        ) from None
+
+
+def _too_long(origin: str, size: int, limit: int, what: str) -> InputError:
+    return InputError(
+        f"`{origin}`: {what} is {size:,} bytes long; it must be at most {limit:,}; "
+        "split it into documents or raise `max_document_bytes`"
+    )
+
+
+def _damaged(origin: str, error: Exception) -> InputError:
+    return InputError(
+        f"`{origin}`: the file cannot be read on from here ({error}); it seems cut short or damaged; "
+        "fetch or write it again"
+    )

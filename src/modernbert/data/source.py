@@ -1,0 +1,177 @@
+"""A corpus as an endless stream of sequences: chunks of its documents, in a new order every epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modernbert.data.counter_random import combine, key_of, permute, uniform
+from modernbert.data.shards import TokenShards
+from modernbert.errors import ConfigError, InputError, did_you_mean
+
+Overflow = Literal["chunk", "truncate"]
+Split = Literal["train", "validation"]
+
+_BLOCK = 1024  # sequences whose place is computed at once
+_NUM_SPECIAL = 2  # [CLS] before, [SEP] behind
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """One part of a mixture.
+
+    Attributes:
+        name: What reports and errors call it.
+        path: Folder of token shards, or the text that they are to be made of.
+        weight: Its share of the tokens, relative to the other sources' weights.
+    """
+
+    name: str
+    path: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError(f"the source with path `{self.path}` has an empty `name`; name it")
+        if not 0 < self.weight < float("inf"):
+            raise ConfigError(
+                f"`weight` of source `{self.name}` is {self.weight}; it must be above 0; "
+                "remove a source that is not wanted"
+            )
+
+
+class SequenceRef(NamedTuple):
+    """Where a sequence is read from.
+
+    Attributes:
+        source: Name of its source.
+        draw: How many sequences its source had given before it; with the source it is unique in a run.
+        document: Index of its document in the source's shards.
+        start: Its first token in the document.
+        length: Its tokens, with `[CLS]` and `[SEP]`.
+    """
+
+    source: str
+    draw: int
+    document: int
+    start: int
+    length: int
+
+
+class Source:
+    """The sequences of one corpus: `[CLS] chunk [SEP]`, in an order that any draw can look up.
+
+    Args:
+        name: Names the source in mixtures, states and messages.
+        shards: Its tokens.
+        sequence_length: Most tokens of a sequence, with its two special ones.
+        cls_id: Begins a sequence.
+        sep_id: Ends it.
+        overflow: Cut a longer document in chunks that are sequences of their own, or keep only the
+            first, as the reference does.
+        split: Which documents to take. A document's split depends on the seed and its index alone.
+        validation_fraction: Share of documents held out; 0 for no such split.
+        seed: Another seed, another order and split.
+        order: Names an order of its own under this seed, for a phase that goes through the same split again.
+
+    Attributes:
+        num_sequences: Sequences of an epoch.
+        num_tokens: Their tokens, with the special ones.
+
+    Raises:
+        ConfigError: A value that cannot be, or a validation split of nothing.
+        InputError: Too few documents to hold one out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shards: TokenShards,
+        *,
+        sequence_length: int,
+        cls_id: int,
+        sep_id: int,
+        overflow: Overflow = "chunk",
+        split: Split = "train",
+        validation_fraction: float = 0.0,
+        seed: int,
+        order: str = "",
+    ) -> None:
+        if overflow not in ("chunk", "truncate"):
+            raise ConfigError(f"`overflow` is {overflow!r}{did_you_mean(overflow, ('chunk', 'truncate'))}")
+        if sequence_length <= _NUM_SPECIAL:
+            raise ConfigError(
+                f"`sequence_length` is {sequence_length}; it must be at least {_NUM_SPECIAL + 1}: "
+                "[CLS], one token of text, [SEP]"
+            )
+        self.name = name
+        self.seed = seed
+        self.order = order
+        self.sequence_length = sequence_length
+        self._shards = shards
+        self._special = cls_id, sep_id
+        self._chunk_tokens = sequence_length - _NUM_SPECIAL
+        self._order_key = key_of("order", seed, name, split, order)
+        self._documents = _split_documents(name, shards.num_documents, split, validation_fraction, seed)
+        lengths = shards.lengths[self._documents]
+        if overflow == "truncate":
+            lengths = np.minimum(lengths, self._chunk_tokens)
+        self._lengths = lengths
+        # Sequences before each document, and in all.
+        self._firsts = np.concatenate([[0], np.cumsum(-(-lengths // self._chunk_tokens))])
+        self.num_sequences = int(self._firsts[-1])
+        self.num_tokens = int(lengths.sum()) + _NUM_SPECIAL * self.num_sequences
+        self._block_number = -1
+        self._block: list[SequenceRef] = []
+
+    def sequence(self, draw: int) -> SequenceRef:
+        """Return the sequence of this draw, counted from 0 for ever: every epoch has each once."""
+        number, place = divmod(draw, _BLOCK)
+        if number != self._block_number:
+            self._block = self._compute_block(number)
+            self._block_number = number
+        return self._block[place]
+
+    def read_into(self, row: NDArray[np.int64], sequence: SequenceRef) -> None:
+        """Write a sequence, with its special tokens, over `row` (int64 `[length]`)."""
+        row[0], row[-1] = self._special
+        stop = sequence.start + sequence.length - _NUM_SPECIAL
+        row[1:-1] = self._shards.read(sequence.document, sequence.start, stop)
+
+    def _compute_block(self, number: int) -> list[SequenceRef]:
+        draws = np.arange(number * _BLOCK, (number + 1) * _BLOCK)
+        epochs, indices = np.divmod(draws, self.num_sequences)
+        places = permute(indices, self.num_sequences, combine(self._order_key, epochs))
+        held = np.searchsorted(self._firsts, places, side="right") - 1
+        starts = (places - self._firsts[held]) * self._chunk_tokens
+        lengths = np.minimum(self._lengths[held] - starts, self._chunk_tokens) + _NUM_SPECIAL
+        columns = (draws, self._documents[held], starts, lengths)
+        return [SequenceRef(self.name, *row) for row in zip(*(column.tolist() for column in columns))]
+
+
+def _split_documents(
+    name: str, num_documents: int, split: Split, fraction: float, seed: int
+) -> NDArray[np.int64]:
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"`validation_fraction` is {fraction}; it must be at least 0 and below 1")
+    if split not in ("train", "validation"):
+        raise ConfigError(f"`split` is {split!r}{did_you_mean(split, ('train', 'validation'))}")
+    everything = np.arange(num_documents)
+    if fraction == 0:
+        if split == "validation":
+            raise ConfigError(
+                f"`validation_fraction` is 0, so source `{name}` has no validation split; raise it"
+            )
+        return everything
+    if num_documents < 2:
+        raise InputError(
+            f"source `{name}` has {num_documents} document; to hold one out for validation it must have "
+            "at least 2; add documents, split this one, or set `validation_fraction` to 0"
+        )
+    draws = uniform(key_of("split", seed), everything)
+    held_out = draws < fraction
+    held_out[draws.argmin()], held_out[draws.argmax()] = True, False  # at least one document on each side
+    return np.flatnonzero(held_out == (split == "validation"))
