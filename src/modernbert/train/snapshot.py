@@ -1,0 +1,143 @@
+"""The optimizer and the random states of a run as named tensors in one safetensors file, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from modernbert.errors import CheckpointError
+from modernbert.model.tensor_files import read_tensors_and_notes, write_tensors
+
+_CPU, _CUDA = "rng/cpu", "rng/cuda"
+_NOTES = ("optimizer", "parameters", "numbers")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the file holds, checked against a model and its optimizer but not yet given to them.
+
+    Attributes:
+        optimizer_state: By the index of the parameter, as `Optimizer.state_dict` has it.
+        random_states: Of the CPU, and of the CUDA device if the model was on one.
+    """
+
+    optimizer_state: dict[int, dict[str, Any]]
+    random_states: dict[str, Tensor]
+
+    def apply(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Set the optimizer's state, not its options, and the random states."""
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": self.optimizer_state})
+        torch.set_rng_state(self.random_states[_CPU])
+        device = _device(model)
+        if device.type == "cuda" and _CUDA in self.random_states:
+            torch.cuda.set_rng_state(self.random_states[_CUDA], device)
+
+
+def write_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Write an optimizer's state, each tensor as `<parameter>/<state>`, and the random states.
+
+    Args:
+        file: Where to.
+        model: Names the parameters.
+        optimizer: Over parameters of `model`.
+
+    Raises:
+        CheckpointError: The optimizer has a parameter that the model has not.
+        OSError: The file could not be written.
+    """
+    named = _optimized(model, optimizer)
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for name, param in named.items():
+        for key, value in optimizer.state.get(param, {}).items():
+            kind: dict[str, Any] = tensors if isinstance(value, Tensor) else numbers
+            kind[f"{name}/{key}"] = value
+    tensors[_CPU] = torch.get_rng_state()
+    device = _device(model)
+    if device.type == "cuda":
+        tensors[_CUDA] = torch.cuda.get_rng_state(device)
+    notes = (type(optimizer).__name__, json.dumps(list(named)), json.dumps(numbers))
+    write_tensors(file, tensors, dict(zip(_NOTES, notes, strict=True)))
+
+
+def read_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> Snapshot:
+    """Read what `write_snapshot` wrote, and check that it fits.
+
+    Args:
+        file: From where.
+        model: Names the parameters; is not changed.
+        optimizer: Of the same class, over the same parameters; is not changed.
+
+    Raises:
+        CheckpointError: The file is missing or cut short, or is of another optimizer.
+    """
+    tensors, notes = read_tensors_and_notes(file)
+    named = _optimized(model, optimizer)
+    _check_optimizer(file, notes, optimizer, list(named))
+    if _CPU not in tensors:
+        raise CheckpointError(
+            f"`{file}` has no `{_CPU}`; it must hold the random state; use another checkpoint"
+        )
+    random_states = {name: tensors.pop(name) for name in (_CPU, _CUDA) if name in tensors}
+    indices = {name: index for index, name in enumerate(named)}
+    state: dict[int, dict[str, Any]] = {}
+    for full, value in [*tensors.items(), *json.loads(notes["numbers"]).items()]:
+        name, _, key = full.rpartition("/")
+        if name not in named:
+            raise CheckpointError(f"`{file}` holds `{full}`, of no parameter; use another checkpoint")
+        if isinstance(value, Tensor):
+            _check_shape(file, full, value, named[name])
+        state.setdefault(indices[name], {})[key] = value
+    return Snapshot(state, random_states)
+
+
+def _check_optimizer(file: Path, notes: Mapping[str, str], optimizer: Optimizer, names: list[str]) -> None:
+    for key in _NOTES:
+        if key not in notes:
+            raise CheckpointError(
+                f"`{file}` has no note `{key}`; it must hold an optimizer; use another checkpoint"
+            )
+    kind = type(optimizer).__name__
+    if notes["optimizer"] != kind:
+        raise CheckpointError(
+            f"`{file}` is of `{notes['optimizer']}`; it must be of `{kind}`; use that run's optimizer"
+        )
+    saved = json.loads(notes["parameters"])
+    for name in [*saved, *names]:
+        if (name in saved) != (name in names):
+            where = "saved but not optimized now" if name in saved else "optimized now but not saved"
+            raise CheckpointError(
+                f"`{name}` of `{file}` is {where}; the parameters must be the same; use that run's"
+            )
+
+
+def _check_shape(file: Path, full: str, value: Tensor, param: Tensor) -> None:
+    if value.ndim and value.shape != param.shape:
+        raise CheckpointError(
+            f"`{full}` in `{file}` has shape {tuple(value.shape)}; its parameter has {tuple(param.shape)}; "
+            "use the settings of that run"
+        )
+
+
+def _optimized(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """Return an optimizer's parameters, in its order, by their names in the model."""
+    names = {id(param): name for name, param in model.named_parameters()}
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for param in params:
+        if id(param) not in names:
+            raise CheckpointError(
+                f"the optimizer has a parameter of shape {tuple(param.shape)} that the model has not; "
+                "it must be the model's; build the optimizer after the model"
+            )
+    return {names[id(param)]: param for param in params}
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
