@@ -1,0 +1,1 @@
+"""Whole runs, each reading like its section of the paper."""

@@ -1,0 +1,132 @@
+"""What a run needs before its first step: its folder, its tokenizer, its token shards."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from modernbert import config, files, telemetry
+from modernbert.data.corpus import TextUnit, find_files, read_documents
+from modernbert.data.shards import TokenShards, WriteProgress, write_shards
+from modernbert.data.source import SourceSettings
+from modernbert.data.tokenizer import Tokenizer
+from modernbert.errors import ConfigError
+from modernbert.recipes.settings import PretrainRun
+
+log = logging.getLogger(__name__)
+
+# What may differ when a run goes on: it changes no weight.
+_FREE_SETTINGS = ("`folder`", "`device`", "`checkpoint.")
+
+
+def claim(folder: Path, run: PretrainRun, facts: dict[str, Any]) -> None:
+    """Take a new folder for this run, or make sure that an old one holds the same run.
+
+    Until the first checkpoint nothing is learned: settings that turned out wrong may still be mended.
+
+    Raises:
+        ConfigError: The folder holds a run with other settings, or is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"`folder` is `{folder}`, a file; it must be a folder or new; choose another name")
+    path = folder / "run.yaml"
+    if path.exists():
+        changed = [
+            line
+            for line in config.differences(config.load(path), config.to_tree(run))
+            if not line.startswith(_FREE_SETTINGS)
+        ]
+        if changed and any((folder / "checkpoints").glob("step-*")):
+            raise ConfigError(
+                f"`{folder}` holds a run with other settings ({'; '.join(changed)}); to go on with it, "
+                "use the same settings; for a new run, choose another `folder`"
+            )
+        if changed:
+            log.info("no checkpoint yet: the run begins anew with %s", "; ".join(changed))
+        if any(line.startswith(("`tokenizer", "`data")) for line in changed):
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)  # of the old settings
+    files.write_text(path, config.dump(run))
+    files.write_json(folder / "facts.json", facts)
+
+
+def prepare_tokenizer(run: PretrainRun, folder: Path) -> Tokenizer:
+    """Load the tokenizer, or train it on the run's text; a copy stays in the folder."""
+    path = folder / "tokenizer"
+    if (path / "tokenizer.json").exists():
+        return Tokenizer.from_pretrained(path)
+    if run.tokenizer.path is not None:
+        given = Path(run.tokenizer.path)
+        tokenizer = (
+            Tokenizer.from_file(given) if given.is_file() else Tokenizer.from_pretrained(run.tokenizer.path)
+        )
+    else:
+        assert run.tokenizer.vocab_size is not None
+        tokenizer = train_tokenizer(
+            [source.path for source in run.data.sources],
+            vocab_size=run.tokenizer.vocab_size,
+            text_key=run.data.text_key,
+            text_unit=run.data.text_unit,
+            max_document_bytes=run.data.max_document_bytes,
+        )
+    tokenizer.check_fits(run.model.vocab_size)
+    tokenizer.save_pretrained(path)
+    return tokenizer
+
+
+def train_tokenizer(
+    paths: Sequence[str | Path],
+    *,
+    vocab_size: int,
+    text_key: str = "text",
+    text_unit: TextUnit = "line",
+    max_document_bytes: int = 4_000_000,
+) -> Tokenizer:
+    """Train a tokenizer on text files, with progress. See `Tokenizer.train` and `corpus.read_documents`."""
+    documents = read_documents(
+        find_files(paths), text_key=text_key, text_unit=text_unit, max_document_bytes=max_document_bytes
+    )
+    with telemetry.progress("train tokenizer", None, "characters") as meter:
+        texts = (document.text for document in documents)
+        return Tokenizer.train(texts, vocab_size=vocab_size, on_progress=meter.advance)
+
+
+def prepare_shards(run: PretrainRun, folder: Path, tokenizer: Tokenizer) -> dict[str, TokenShards]:
+    """Open each source's token shards, made from its text first if need be."""
+    return {source.name: _open_shards(run, folder, tokenizer, source) for source in run.data.sources}
+
+
+def _open_shards(run: PretrainRun, folder: Path, tokenizer: Tokenizer, source: SourceSettings) -> TokenShards:
+    path, data = Path(source.path), run.data
+    if (path / "index.json").exists():
+        shards = TokenShards.open(path)
+        shards.check_tokenizer(tokenizer)
+        return shards
+    with telemetry.progress(f"tokenize {source.name}", None, "bytes") as meter:
+        return write_shards(
+            path,
+            tokenizer,
+            folder / "shards" / source.name,
+            text_key=data.text_key,
+            text_unit=data.text_unit,
+            max_document_bytes=data.max_document_bytes,
+            on_progress=_advance_to(meter),
+        )
+
+
+def _advance_to(meter: telemetry.Meter) -> Callable[[WriteProgress], None]:
+    """Turn what `write_shards` says into steps of the meter."""
+    read = 0
+
+    def show(progress: WriteProgress) -> None:
+        nonlocal read
+        meter.advance(
+            progress.bytes_read - read,
+            documents=telemetry.human(progress.documents),
+            tokens=telemetry.human(progress.tokens),
+        )
+        read = progress.bytes_read
+
+    return show

@@ -1,0 +1,250 @@
+"""The schema of a pretraining run file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from modernbert import config
+from modernbert.data.loader import SourceSettings
+from modernbert.data.masking import MaskingSettings
+from modernbert.errors import ConfigError, did_you_mean
+from modernbert.model.config import EncoderConfig
+from modernbert.runtime import Precision
+from modernbert.telemetry import human
+from modernbert.train.schedule import Phase, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """Which tokenizer: one that exists, or one to train on the run's own text.
+
+    Attributes:
+        path: Folder, `tokenizer.json` or hub id.
+        vocab_size: Entries of a tokenizer to train; rounded up to a multiple of 64.
+    """
+
+    path: str | None = None
+    vocab_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.vocab_size is None):
+            raise ConfigError(
+                f"`tokenizer` has path {self.path!r} and vocab_size {self.vocab_size!r}; exactly one must "
+                "be set: `path` to use a tokenizer, `vocab_size` to train one"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which text, and how documents become sequences.
+
+    Attributes:
+        sources: Text files, folders of them, or folders of token shards, each with its weight.
+        text_key: Name of the text in JSON lines and Parquet.
+        text_unit: What a document is in a `.txt` file.
+        max_document_bytes: A larger document is an error: it is mostly a file read in the wrong way.
+        overflow: Whether a document longer than a sequence is cut into chunks or truncated (as published).
+    """
+
+    sources: tuple[SourceSettings, ...]
+    text_key: str = "text"
+    text_unit: Literal["line", "paragraph", "file"] = "line"
+    max_document_bytes: int = 4_000_000
+    overflow: Literal["chunk", "truncate"] = "chunk"
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError(
+                "`data.sources` is empty; it must hold at least one source with `name` and `path`"
+            )
+        names = [source.name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"two sources are named `{name}`; each name must be its own; rename one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """StableAdamW's constants (paper 2.2.2); the learning rate and weight decay stand in the phases."""
+
+    betas: tuple[float, ...] = (0.9, 0.98)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        are_right = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require("optimizer.betas", list(self.betas), are_right, "two numbers, each at least 0 and below 1")
+        _require("optimizer.eps", self.eps, self.eps > 0, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSettings:
+    """What is held out, and how often it is looked at.
+
+    Attributes:
+        fraction: Share of each source's documents that is held out; 0 for no validation.
+        mask_rate: Share of tokens to predict.
+        every_tokens: Distance between validations; each phase ends with one in any case.
+        max_tokens: At most so many held-out tokens are used.
+    """
+
+    fraction: float = 0.01
+    mask_rate: float = 0.15
+    every_tokens: int | None = None
+    max_tokens: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        fraction, every = self.fraction, self.every_tokens
+        _require("validation.fraction", fraction, 0 <= fraction < 1, "at least 0 and below 1")
+        _require("validation.mask_rate", self.mask_rate, 0 < self.mask_rate < 1, "above 0 and below 1")
+        _require("validation.every_tokens", every, every is None or every >= 1, "at least 1, or null")
+        _require("validation.max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """When the run is saved, and what is kept.
+
+    Attributes:
+        every_tokens: Distance between checkpoints; each phase ends with one in any case.
+        keep_last: How many of the newest stay.
+        keep_best: How many of the best by validation loss stay besides.
+    """
+
+    every_tokens: int | None = None
+    keep_last: int = 3
+    keep_best: int = 1
+
+    def __post_init__(self) -> None:
+        every = self.every_tokens
+        _require("checkpoint.every_tokens", every, every is None or every >= 1, "at least 1, or null")
+        _require("checkpoint.keep_last", self.keep_last, self.keep_last >= 1, "at least 1")
+        _require("checkpoint.keep_best", self.keep_best, self.keep_best >= 0, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRun:
+    """One pretraining run from first to last token.
+
+    Attributes:
+        folder: Where everything of the run goes.
+        model: Shape, or `preset` and what differs from it. The special ids come from the tokenizer.
+        tokenizer: Which one.
+        data: Which text.
+        phases: What happens when.
+        micro_batch_tokens: Tokens of one packed row, which is one forward pass. It must divide all batches.
+        masking: How masked tokens are treated.
+        optimizer: StableAdamW's constants.
+        validation: What is held out.
+        checkpoint: When the run is saved.
+        seed: Fixes weights, dropout, the order of the data and the masks.
+        device: Where to compute.
+        precision: Of forward and backward; weights are always fp32.
+    """
+
+    folder: str
+    model: EncoderConfig
+    tokenizer: TokenizerSettings
+    data: DataSettings
+    phases: tuple[Phase, ...]
+    micro_batch_tokens: int
+    masking: MaskingSettings = field(default_factory=MaskingSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    seed: int = 17
+    device: str = "auto"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        self.schedule()
+        _require("micro_batch_tokens", self.micro_batch_tokens, self.micro_batch_tokens >= 1, "at least 1")
+        _require("seed", self.seed, 0 <= self.seed < 1 << 63, "at least 0 and below 2^63")
+        self._check_vocabulary()
+        names = [source.name for source in self.data.sources]
+        for index, phase in enumerate(self.phases):
+            self._check_phase(f"phases.{index}", phase)
+            for name in phase.mixture or {}:
+                if name not in names:
+                    raise ConfigError(
+                        f"`phases.{index}.mixture.{name}` names no source{did_you_mean(name, names)}"
+                    )
+
+    def _check_vocabulary(self) -> None:
+        """Check the size of a tokenizer to be trained now; of one that exists, once it is loaded."""
+        size = -(-(self.tokenizer.vocab_size or 0) // 64) * 64
+        if size > self.model.vocab_size:
+            raise ConfigError(
+                f"`tokenizer.vocab_size` is {self.tokenizer.vocab_size}, in multiples of 64 {size}; it must "
+                f"be at most `model.vocab_size`, {self.model.vocab_size}; lower it, or raise that"
+            )
+
+    def _check_phase(self, where: str, phase: Phase) -> None:
+        row, limit = self.micro_batch_tokens, self.model.max_position_embeddings
+        for key in ("batch_tokens", "batch_warmup_start"):
+            tokens = getattr(phase, key)
+            if tokens is not None and tokens % row:
+                raise ConfigError(
+                    f"`{where}.{key}` is {tokens}; it must be a multiple of `micro_batch_tokens`, {row}"
+                )
+        if phase.sequence_length > min(row, limit):
+            raise ConfigError(
+                f"`{where}.sequence_length` is {phase.sequence_length}; it must be at most "
+                f"`micro_batch_tokens`, {row}, and `model.max_position_embeddings`, {limit}"
+            )
+
+    def schedule(self) -> Schedule:
+        """Return the phases as a schedule."""
+        return Schedule(self.phases)
+
+
+def read_run(path: Path, overrides: Iterable[str] = ()) -> PretrainRun:
+    """Read a run file and apply `a.b=c` overrides.
+
+    Raises:
+        ConfigError: The file is missing, or a setting is unknown, missing or does not fit.
+    """
+    tree = config.override(config.load(path), overrides)
+    model = tree.get("model")
+    if isinstance(model, dict) and "vocab_size" in model:
+        # A preset's own ids may lie beyond this vocabulary; the tokenizer's take their place in any case.
+        tree["model"] = {"pad_token_id": 0, **model}
+    return config.build(PretrainRun, tree)
+
+
+def phase_rows(run: PretrainRun) -> list[dict[str, str]]:
+    """Describe the phases for people: the table of `--dry-run`."""
+    return [
+        {
+            "phase": row["phase"],
+            "tokens": human(row["tokens"]),
+            "steps": f"{row['steps']:,}",
+            "length": f"{row['sequence_length']:,}",
+            "batch (tokens)": _path([human(size) for _, size in row["batch_sizes"]]),
+            "full from": human(row["batch_sizes"][-1][0]),
+            "learning rate": _path(
+                [
+                    f"{row[key]:.2g}"
+                    for key in ("learning_rate_at_start", "learning_rate", "learning_rate_at_end")
+                ]
+            ),
+            "mask": f"{row['mask_rate']:.0%}",
+            "RoPE": f"{human(row['global_rope_theta'])} / {human(row['local_rope_theta'])}",
+        }
+        for row in run.schedule().table()
+    ]
+
+
+def _path(values: list[str]) -> str:
+    """Write the stations of a value without repetitions, and only the outer ones where there are many."""
+    stations = list(dict.fromkeys(values))
+    if len(stations) > 3:
+        stations = [stations[0], "…", stations[-1]]
+    return " → ".join(stations)
+
+
+def _require(key: str, value: object, is_right: bool, rule: str) -> None:
+    if not is_right:
+        raise ConfigError(f"`{key}` is {value!r}; it must be {rule}")
