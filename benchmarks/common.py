@@ -1,0 +1,74 @@
+"""What all benchmarks share: timing, and a result file with the machine, the versions and the commit."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modernbert import telemetry
+from modernbert.runtime import machine_facts, synchronize
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def time_in_turn(
+    runs: Mapping[str, Callable[[], object]], repetitions: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Time several ways of doing the same work in turn, A B A B …, so that a drift of the machine hits all.
+
+    Each is run once before, uncounted. Returns seconds of every repetition.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repetition in range(repetitions + 1):
+        for name, run in runs.items():
+            synchronize(device)
+            began = time.perf_counter()
+            run()
+            synchronize(device)
+            if repetition:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def spread(tokens: int, seconds: Sequence[float]) -> dict[str, float]:
+    """Tokens a second: median, slowest, fastest, and how often it was measured."""
+    rates = sorted(tokens / second for second in seconds)
+    return {
+        "tokens_per_second": statistics.median(rates),
+        "slowest": rates[0],
+        "fastest": rates[-1],
+        "repetitions": len(rates),
+    }
+
+
+def write(
+    name: str, question: str, rows: Sequence[Mapping[str, Any]], device: torch.device, **more: Any
+) -> Path:
+    """Write `results/NAME_MACHINE_DATE.json` and show the rows."""
+    facts = machine_facts(device)
+    machine = re.sub(
+        r"[^a-z0-9]+", "-", str(facts.get("gpu") if device.type == "cuda" else facts["cpu"]).lower()
+    ).strip("-")
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    path = RESULTS / f"{name}_{machine}_{today}.json"
+    path.parent.mkdir(exist_ok=True)
+    record = {
+        "benchmark": name,
+        "question": question,
+        "date": today,
+        "machine": facts,
+        **more,
+        "rows": list(rows),
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    telemetry.table(question, rows)
+    telemetry.note(f"written to {path}")
+    return path

@@ -1,0 +1,81 @@
+"""Rewrite the tables of README.md from the newest result of each benchmark.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+
+README = RESULTS.parents[1] / "README.md"
+MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+Record = Mapping[str, Any]
+
+
+def attention_cpu(record: Record) -> str:
+    ours, theirs = "modernbert, packed, portable", "transformers, padded, SDPA"
+    rows = {(row["case"], row["engine"]): row for row in record["rows"]}
+    lines = ["| base shape, fp32, tokens/s | transformers SDPA | modernbert | ratio |", "|---|---|---|---|"]
+    for case in dict.fromkeys(case for case, _ in rows):
+        mine, other = rows[case, ours], rows[case, theirs]
+        ratio = mine["tokens_per_second"] / other["tokens_per_second"]
+        lines.append(f"| {case} | {_rate(other)} | {_rate(mine)} | {ratio:.2f} |")
+    return "\n".join([*lines, "", _machine(record, record["peer"])])
+
+
+def attention_accuracy(record: Record) -> str:
+    lines = ["| lengths | window | dtype | | forward | dq | dk | dv |", "|---|---|---|---|---|---|---|---|"]
+    for row in record["rows"]:
+        if row["backend"] != "portable":
+            cells = [
+                row[key] for key in ("lengths", "window", "dtype", "backend", "forward", "dq", "dk", "dv")
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _machine(record)])
+
+
+TABLES: dict[str, Callable[[Record], str]] = {
+    "attention_cpu": attention_cpu,
+    "attention_accuracy": attention_accuracy,
+}
+
+
+def _rate(row: Record) -> str:
+    return f"{row['tokens_per_second']:,.0f} ({row['slowest']:,.0f} to {row['fastest']:,.0f})"
+
+
+def _machine(record: Record, *more: str) -> str:
+    facts = record["machine"]
+    name = facts.get("gpu") if str(facts.get("device", "")).startswith("cuda") else facts["cpu"]
+    threads = [] if name == facts.get("gpu") else [f"{facts['threads']} threads"]
+    return f"({', '.join([name, *threads, 'torch ' + facts['torch'], *more, record['date']])})"
+
+
+def newest(name: str) -> Record:
+    """The latest result of a benchmark, one of a GPU if there is any."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"{name}_*.json"))]
+    if not found:
+        sys.exit(f"there is no result of `{name}` in {RESULTS}; run `python -m benchmarks.{name}`")
+    latest: Record = max(found, key=lambda record: ("gpu" in record["machine"], record["date"]))
+    return latest
+
+
+def render(text: str) -> str:
+    """Fill every marked table of a text."""
+    return MARK.sub(lambda mark: mark[1] + TABLES[mark[2]](newest(mark[2])) + "\n" + mark[3], text)
+
+
+def main(path: Path = README) -> None:
+    path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
