@@ -1,0 +1,264 @@
+"""What the README and the guides say, runs.
+
+Each fenced `bash` and `python` block of a document runs, in order, in one fresh folder. The Python blocks
+share their names, as if typed into one session. Lines that install (`make …`, `pip install …`,
+`git clone …`, `cd …`) are passed over; the make targets that they name must exist. A block that cannot run
+in a test says why in a comment on the line before its fence:
+
+    <!-- not run: needs a GPU -->
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modernbert.data.tokenizer import Tokenizer
+from modernbert.model.config import EncoderConfig
+from modernbert.model.heads import ModernBertForMaskedLM
+from modernbert.model.init import initialise
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/guides/*.md")))
+INSTALLING = re.compile(
+    r"\s*(\w+=\S+ +)*(make|pip install|python3? -m (pip|venv)|git clone|cd|source|\.)(\s|$)"
+)
+MISNAMED = {
+    "sh": "bash",
+    "shell": "bash",
+    "console": "bash",
+    "zsh": "bash",
+    "py": "python",
+    "python3": "python",
+}
+SECONDS_A_BLOCK = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A fenced block: its language, its text, the line of its first character, and why it does not run."""
+
+    language: str
+    code: str
+    line: int
+    not_run: str | None = None
+
+
+def read_blocks(markdown: str) -> list[Block]:
+    """Find the fenced blocks of a text, indented ones (in a list) too."""
+    blocks: list[Block] = []
+    lines = markdown.splitlines()
+    row = 0
+    while row < len(lines):
+        fence = re.fullmatch(r"(\s*)(`{3,})\s*(\w*).*", lines[row])
+        row += 1
+        if not fence:
+            continue
+        indent, ticks, language = fence.groups()
+        start = row
+        while row < len(lines) and lines[row].strip() != ticks:
+            row += 1
+        comment = re.fullmatch(r"\s*<!-- not run: (\S.*) -->\s*", lines[start - 2]) if start > 1 else None
+        code = "".join(line.removeprefix(indent) + "\n" for line in lines[start:row])
+        reason = comment.group(1) if comment else None
+        blocks.append(Block(language=language, code=code, line=start + 1, not_run=reason))
+        row += 1
+    return blocks
+
+
+def run_blocks(blocks: list[Block], name: str, folder: Path) -> None:
+    """Run the blocks of the document `name` in `folder`."""
+    session: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks:
+        if block.language in MISNAMED:
+            pytest.fail(f"{name}:{block.line}: write `{MISNAMED[block.language]}`, not `{block.language}`")
+        if block.not_run:
+            continue
+        if block.language == "bash":
+            run_bash(block, name, folder)
+        elif block.language == "python":
+            # Blank lines in front, so that a traceback shows the document's own line.
+            exec(compile("\n" * (block.line - 1) + block.code, name, "exec"), session)
+
+
+def run_bash(block: Block, name: str, folder: Path) -> None:
+    whole_lines = block.code.replace("\\\n", " ").splitlines()
+    script = "\n".join(line for line in whole_lines if not INSTALLING.match(line))
+    commands = folder / ".commands"
+    if not commands.exists():
+        commands.mkdir()
+        for command, call in {"python": "", "modernbert": " -m modernbert"}.items():
+            (commands / command).write_text(f'#!/bin/sh\nexec "{sys.executable}"{call} "$@"\n')
+            (commands / command).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_A_BLOCK,
+        check=False,
+    )
+    if done.returncode:
+        pytest.fail(
+            f"{name}:{block.line}: the block ended with exit code {done.returncode}\n"
+            f"{block.code}\n{done.stdout}\n{done.stderr}"
+        )
+
+
+def make_targets(markdown: str) -> set[str]:
+    """The targets of each `make target` in the text's code, inline or in a block."""
+    inline = re.findall(r"`make ([a-z][\w-]*)", markdown)
+    listed = [
+        target
+        for block in read_blocks(markdown)
+        if block.language == "bash"
+        for target in re.findall(r"^\s*(?:\w+=\S+ +)*make ([a-z][\w-]*)", block.code, re.MULTILINE)
+    ]
+    return {*inline, *listed}
+
+
+def known_targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
+
+
+def write_text(folder: Path) -> None:
+    """Make a folder of text: a few hundred lines over a small vocabulary."""
+    draw = random.Random(0)
+    words = ["return", "the", "list", "of", "a", "text", "model", "another", "length", "short", "one"]
+    lines = [" ".join(draw.choices(words, k=draw.randint(4, 40))).capitalize() + "." for _ in range(400)]
+    folder.mkdir()
+    (folder / "lines.txt").write_text("\n".join(lines))
+
+
+def write_model(folder: Path, text: Path) -> None:
+    """Make what the tour leaves, with random weights."""
+    tokenizer = Tokenizer.train(text.read_text().splitlines(), vocab_size=384)
+    model = ModernBertForMaskedLM(EncoderConfig.preset("tiny"))
+    initialise(model, seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture
+def readme_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which a document's blocks run: a clone after `make tour`, only tiny, and some text."""
+    shutil.copytree(ROOT / "runs", tmp_path / "runs")
+    write_text(tmp_path / "text")
+    write_model(tmp_path / "tour" / "model", tmp_path / "text" / "lines.txt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_the_document_says_runs(name: str, readme_workspace: Path) -> None:
+    run_blocks(read_blocks((ROOT / name).read_text(encoding="utf-8")), name, readme_workspace)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *DOCUMENTS[1:]])
+def test_make_targets_exist(name: str) -> None:
+    assert make_targets((ROOT / name).read_text(encoding="utf-8")) <= known_targets()
+
+
+def test_readme_opens_with_the_two_commands() -> None:
+    opening = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## ")[0]
+    assert {"tour", "test"} <= make_targets(opening)
+
+
+MADE_UP = """\
+# A made-up document
+
+Run `make nothing`.
+
+```bash
+git clone https://example.org/house && cd house
+OMP_NUM_THREADS=1 make tour
+echo "one \\
+two" > said.txt
+python -c "print('three')" >> said.txt
+```
+
+1. In a list:
+
+   ```python
+   from pathlib import Path
+
+   said = Path("said.txt").read_text().split()
+   ```
+
+```yaml
+not: [run
+```
+
+<!-- not run: it would fail -->
+```bash
+false
+```
+
+```python
+Path("count.txt").write_text(str(len(said)))
+```
+"""
+
+
+def test_blocks_are_found_with_language_line_and_mark() -> None:
+    blocks = read_blocks(MADE_UP)
+    assert [(block.language, block.line, block.not_run) for block in blocks] == [
+        ("bash", 6, None),
+        ("python", 16, None),
+        ("yaml", 22, None),
+        ("bash", 27, "it would fail"),
+        ("python", 31, None),
+    ]
+    assert blocks[1].code.startswith("from pathlib import Path\n\nsaid")
+
+
+def test_blocks_run_in_order_in_one_folder_and_one_session(readme_workspace: Path) -> None:
+    run_blocks(read_blocks(MADE_UP), "made-up.md", readme_workspace)
+    assert (readme_workspace / "count.txt").read_text() == "3"
+
+
+def test_make_targets_are_found() -> None:
+    assert make_targets(MADE_UP) == {"nothing", "tour"}
+    assert "nothing" not in known_targets()
+    assert {"help", "tour", "test", "check", "bench", "docs"} <= known_targets()
+
+
+def test_a_failing_command_is_named_with_its_line(readme_workspace: Path) -> None:
+    blocks = read_blocks("\n```bash\necho fine\necho no >&2; exit 3\necho later\n```\n")
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)made-up.md:3: .* exit code 3.*fine\n\nno"):
+        run_blocks(blocks, "made-up.md", readme_workspace)
+
+
+def test_failing_python_shows_the_line_of_the_document(readme_workspace: Path) -> None:
+    blocks = read_blocks("text\n\n```python\nfine = 1\nfine / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_blocks(blocks, "made-up.md", readme_workspace)
+    last = caught.traceback[-1]
+    assert (str(last.path), last.lineno + 1) == ("made-up.md", 5)
+
+
+def test_a_block_in_a_language_that_would_not_run_is_refused(readme_workspace: Path) -> None:
+    with pytest.raises(pytest.fail.Exception, match="write `bash`, not `console`"):
+        run_blocks(read_blocks("```console\n$ true\n```\n"), "made-up.md", readme_workspace)
+
+
+def test_a_mark_without_a_reason_does_not_count() -> None:
+    (block,) = read_blocks("<!-- not run: -->\n```bash\ntrue\n```\n")
+    assert block.not_run is None
