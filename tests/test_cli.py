@@ -23,7 +23,7 @@ from modernbert.model.init import initialise
 from modernbert.recipes.settings import PretrainRun, read_run
 from modernbert.train.state import Checkpoints
 
-VERBS = ("pretrain", "fill-mask", "average", "tour", "tokenizer")
+VERBS = ("pretrain", "tokenize", "fill-mask", "average", "tour", "tokenizer")
 TEXT = "the [MASK] of words"
 
 
@@ -81,10 +81,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Any:
 
     def run(*arguments: object, code: int = 0) -> Printed:
         capsys.readouterr()
-        try:
-            found = cli.main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            found = end.code if isinstance(end.code, int) else -1
+        found = cli.main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         assert found == code, (found, out, err)
         assert "Traceback" not in err
@@ -346,6 +343,20 @@ def test_a_tokenizer_is_trained_on_a_folder_of_json_lines(tmp_path: Path, comman
     options = ["--vocab-size", 320, "--text-key", "body"]
     command("tokenizer", "train", tmp_path / "texts", "-o", tmp_path / "out", *options)
     assert Tokenizer.from_pretrained(tmp_path / "out").token_id("abc") is not None
+
+
+def test_text_becomes_token_shards_once(
+    text_file: Path, model: Path, tokenizer: Tokenizer, tmp_path: Path, command: Any
+) -> None:
+    shards = tmp_path / "shards"
+    arguments = ("tokenize", text_file, "--tokenizer", model, "--output", shards)
+    printed = command(*arguments)
+    tokens = sum(map(len, tokenizer.encode_batch(text_file.read_text("utf-8").splitlines(), special=False)))
+    assert printed == f"{shards}: 100 documents, {tokens} tokens\n"
+    assert "tokenize shards: " in printed.err
+    assert command(*arguments) == printed  # all is there
+    other = command(*arguments[:-1], shards, "--text-key", "body", code=1)
+    assert "body" in other.err
 
 
 def test_tokenizers_that_cannot_be(text_file: Path, model: Path, tmp_path: Path, command: Any) -> None:

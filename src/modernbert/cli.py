@@ -56,6 +56,21 @@ def pretrain(
         raise typer.Exit(1)
 
 
+@app.command()
+def tokenize(
+    files: Annotated[list[Path], typer.Argument(help="Text files or folders of them.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", "-t", help="Folder or hub id of the tokenizer.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a part of it goes on.")],
+    text_key: Annotated[str, typer.Option(help="Name of the text in JSON lines and Parquet.")] = "text",
+) -> None:
+    """Turn text into token shards, which a run file's sources may name as their `path`."""
+    from modernbert.data.tokenizer import Tokenizer
+    from modernbert.recipes import prepare
+
+    shards = prepare.tokenize(files, Tokenizer.from_pretrained(tokenizer), output, text_key=text_key)
+    telemetry.result(f"{output}: {shards.num_documents} documents, {shards.num_tokens} tokens")
+
+
 @app.command("fill-mask")
 def fill_mask(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts with [MASK] in them.")],
@@ -150,10 +165,12 @@ def tokenizer_encode(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line, on `sys.argv` if no arguments are given; return or exit with its code."""
+    """Run the command line, on `sys.argv` if no arguments are given; return its exit code."""
     try:
         app(arguments)
     except ModernBertError as error:
         telemetry.note(f"error: {error}")
         return 1
+    except SystemExit as done:  # how typer ends, after printing what there is to print
+        return int(done.code or 0)
     return 0

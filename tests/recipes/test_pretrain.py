@@ -21,7 +21,6 @@ import pytest
 import torch
 import transformers
 import yaml
-from safetensors import safe_open
 
 from modernbert import cli, config, files
 from modernbert.data.tokenizer import Tokenizer
@@ -92,13 +91,6 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
-def snapshot(file: Path) -> dict[str, Any]:
-    """The optimizer and the random states; the notes in the file's head stand in any order."""
-    with safe_open(file, framework="np") as opened:
-        tensors = {name: opened.get_tensor(name).tobytes() for name in opened.keys()}  # noqa: SIM118
-        return {"optimizer and random states": tensors, "notes": opened.metadata()}
-
-
 def outcome(folder: Path) -> dict[str, Any]:
     """All that an interruption must not change, bit for bit."""
     last = folder / "checkpoints" / f"step-{records(folder)[-1]['step']:09d}"
@@ -107,7 +99,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "weights": (folder / "model" / "model.safetensors").read_bytes(),
         "shape": (folder / "model" / "config.json").read_bytes(),
         "saved weights": (last / "model.safetensors").read_bytes(),
-        **snapshot(last / "optimizer.safetensors"),
+        "optimizer and random states": (last / "optimizer.safetensors").read_bytes(),
         "state": {key: state[key] for key in ("clock", "loader", "metrics", "score")},
         "records": records(folder),
     }
@@ -395,8 +387,7 @@ def test_a_command_that_is_killed_and_then_terminated_ends_as_if_undisturbed(
     assert "SIGTERM: saving after this step" in stderr
     assert "Traceback" not in stderr
 
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(command)
+    assert cli.main(command) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"the model is in {folder}/model"
     assert outcome(folder) == outcome(tmp_path / "quiet")
 
@@ -725,7 +716,6 @@ def test_changed_text_is_noticed(
 
 
 def test_the_dry_run_of_the_plan_reads_back(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["pretrain", str(run_file), "seed=3", "--dry-run"])
+    assert cli.main(["pretrain", str(run_file), "seed=3", "--dry-run"]) == 0
     resolved = capsys.readouterr().out
     assert config.build(PretrainRun, yaml.safe_load(resolved)) == read_run(run_file, ["seed=3"])

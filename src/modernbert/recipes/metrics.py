@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modernbert import config, files, telemetry
 from modernbert.errors import BackendError
 from modernbert.train.loop import Evaluation, StepReport
 from modernbert.train.schedule import Clock, Phase
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class RunMetrics:
@@ -70,17 +74,10 @@ def draw_curve(metrics: Path, picture: Path) -> None:
     Raises:
         BackendError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BackendError(
-            "drawing the loss curve needs matplotlib, which is not installed; "
-            "run `pip install 'modernbert[train]'`"
-        ) from None
+    figure = _new_figure()
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     steps = [record for record in records if record["event"] == "step"]
     held_out = [record for record in records if record["event"] == "validation"]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     tokens, losses = [record["tokens"] for record in steps], [record["loss"] for record in steps]
     axes.plot(tokens, losses, color="0.75", linewidth=0.8)
@@ -95,6 +92,26 @@ def draw_curve(metrics: Path, picture: Path) -> None:
     axes.legend(loc="lower left", frameon=False)
     with files.atomic_file(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+def check_drawing() -> None:
+    """Make sure, before a long run, that its curve can be drawn after it.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
+    _new_figure()
+
+
+def _new_figure() -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BackendError(
+            "drawing the loss curve needs matplotlib, which is not installed; "
+            "run `pip install 'modernbert[train]'`"
+        ) from None
+    return Figure(figsize=(8, 4.5), layout="constrained")
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:

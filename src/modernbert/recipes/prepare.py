@@ -99,19 +99,40 @@ def prepare_shards(run: PretrainRun, folder: Path, tokenizer: Tokenizer) -> dict
 
 
 def _open_shards(run: PretrainRun, folder: Path, tokenizer: Tokenizer, source: SourceSettings) -> TokenShards:
-    path, data = Path(source.path), run.data
+    path = Path(source.path)
     if (path / "index.json").exists():
         shards = TokenShards.open(path)
         shards.check_tokenizer(tokenizer)
         return shards
-    with telemetry.progress(f"tokenize {source.name}", None, "bytes") as meter:
+    return tokenize(
+        [path],
+        tokenizer,
+        folder / "shards" / source.name,
+        text_key=run.data.text_key,
+        text_unit=run.data.text_unit,
+        max_document_bytes=run.data.max_document_bytes,
+    )
+
+
+def tokenize(
+    paths: Sequence[str | Path],
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    text_key: str = "text",
+    text_unit: TextUnit = "line",
+    max_document_bytes: int = 4_000_000,
+) -> TokenShards:
+    """Write text as token shards to `folder`, with progress. See `data.shards.write_shards`."""
+    size = sum(file.stat().st_size for file in find_files(paths))
+    with telemetry.progress(f"tokenize {folder.name}", size, "bytes") as meter:
         return write_shards(
-            path,
+            paths,
             tokenizer,
-            folder / "shards" / source.name,
-            text_key=data.text_key,
-            text_unit=data.text_unit,
-            max_document_bytes=data.max_document_bytes,
+            folder,
+            text_key=text_key,
+            text_unit=text_unit,
+            max_document_bytes=max_document_bytes,
             on_progress=_advance_to(meter),
         )
 

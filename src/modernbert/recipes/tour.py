@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modernbert.infer.fill_mask import FillMask, Fills, describe
 from modernbert.recipes import tour_text
-from modernbert.recipes.metrics import draw_curve
+from modernbert.recipes.metrics import check_drawing, draw_curve
 from modernbert.recipes.pretrain import PretrainResult, pretrain
 from modernbert.recipes.settings import PretrainRun, read_run
 
@@ -67,6 +67,7 @@ def tour(folder: Path, overrides: Iterable[str] = ()) -> TourResult:
     Raises:
         ModernBertError: As `pretrain` does.
     """
+    check_drawing()
     text = tour_text.write_text(folder / "text")
     with as_file(files("modernbert.recipes") / "tour.yaml") as path:
         paths = {"folder": folder, "data.sources.0.path": text}

@@ -16,7 +16,7 @@ from modernbert.errors import CheckpointError
 from modernbert.model.tensor_files import read_tensors_and_notes, write_tensors
 
 _CPU, _CUDA = "rng/cpu", "rng/cuda"
-_NOTES = ("optimizer", "parameters", "numbers")
+_NOTE = "optimizer"
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ def write_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> None:
     device = _device(model)
     if device.type == "cuda":
         tensors[_CUDA] = torch.cuda.get_rng_state(device)
-    notes = (type(optimizer).__name__, json.dumps(list(named)), json.dumps(numbers))
-    write_tensors(file, tensors, dict(zip(_NOTES, notes, strict=True)))
+    # One note, as safetensors writes several in any order, and equal states should be equal files.
+    note = {"class": type(optimizer).__name__, "parameters": list(named), "numbers": numbers}
+    write_tensors(file, tensors, {_NOTE: json.dumps(note)})
 
 
 def read_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> Snapshot:
@@ -80,7 +81,8 @@ def read_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> Snapsho
     """
     tensors, notes = read_tensors_and_notes(file)
     named = _optimized(model, optimizer)
-    _check_optimizer(file, notes, optimizer, list(named))
+    note = json.loads(notes.get(_NOTE, "{}"))
+    _check_optimizer(file, note, optimizer, list(named))
     if _CPU not in tensors:
         raise CheckpointError(
             f"`{file}` has no `{_CPU}`; it must hold the random state; use another checkpoint"
@@ -88,7 +90,7 @@ def read_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> Snapsho
     random_states = {name: tensors.pop(name) for name in (_CPU, _CUDA) if name in tensors}
     indices = {name: index for index, name in enumerate(named)}
     state: dict[int, dict[str, Any]] = {}
-    for full, value in [*tensors.items(), *json.loads(notes["numbers"]).items()]:
+    for full, value in [*tensors.items(), *note["numbers"].items()]:
         name, _, key = full.rpartition("/")
         if name not in named:
             raise CheckpointError(f"`{file}` holds `{full}`, of no parameter; use another checkpoint")
@@ -98,18 +100,17 @@ def read_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> Snapsho
     return Snapshot(state, random_states)
 
 
-def _check_optimizer(file: Path, notes: Mapping[str, str], optimizer: Optimizer, names: list[str]) -> None:
-    for key in _NOTES:
-        if key not in notes:
-            raise CheckpointError(
-                f"`{file}` has no note `{key}`; it must hold an optimizer; use another checkpoint"
-            )
-    kind = type(optimizer).__name__
-    if notes["optimizer"] != kind:
+def _check_optimizer(file: Path, note: Mapping[str, Any], optimizer: Optimizer, names: list[str]) -> None:
+    if not note:
         raise CheckpointError(
-            f"`{file}` is of `{notes['optimizer']}`; it must be of `{kind}`; use that run's optimizer"
+            f"`{file}` has no note `{_NOTE}`; it must hold an optimizer's state; use another checkpoint"
         )
-    saved = json.loads(notes["parameters"])
+    kind = type(optimizer).__name__
+    if note["class"] != kind:
+        raise CheckpointError(
+            f"`{file}` is of `{note['class']}`; it must be of `{kind}`; use that run's optimizer"
+        )
+    saved = note["parameters"]
     for name in [*saved, *names]:
         if (name in saved) != (name in names):
             where = "saved but not optimized now" if name in saved else "optimized now but not saved"
