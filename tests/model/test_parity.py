@@ -17,8 +17,7 @@ transformers = pytest.importorskip("transformers")
 LENGTHS = (1, 2, 63, 64, 65, 128, 129, 200, 1024)
 SHAPES = {
     "tiny": EncoderConfig.preset("tiny"),
-    # The vocabulary changes no shape inside the encoder; a small one keeps the suite short.
-    "base": EncoderConfig.preset("base", vocab_size=512, pad_token_id=0, cls_token_id=1, sep_token_id=2),
+    "base": EncoderConfig.preset("base"),
 }
 
 
@@ -98,6 +97,14 @@ def test_loss_and_gradients(shape: str) -> None:
         expected = it.gradients[name]
         error = torch.linalg.vector_norm(parameter.grad - expected) / torch.linalg.vector_norm(expected)
         assert error <= 1e-4, f"{name}: {error:.2e}"
+
+
+@torch.no_grad()
+def test_full_length() -> None:
+    it = case("tiny")
+    ids = torch.randint(3, 512, (8192,))
+    expected = it.theirs.model(ids[None]).last_hidden_state[0]
+    torch.testing.assert_close(it.ours.model(ids, SequenceLayout.of([8192])), expected, rtol=0, atol=2e-5)
 
 
 def test_positions_select_rows_of_the_full_logits() -> None:

@@ -57,9 +57,11 @@ def test_portable_equals_definition(lengths: list[int], window: int | None) -> N
 @pytest.mark.parametrize("window", [None, 64])
 def test_portable_at_full_length(window: int | None) -> None:
     layout = SequenceLayout.of([8192])
-    q, k, v, _ = draw(layout, torch.float32, heads=1, width=8)
-    expected = reference.attention(q, k, v, layout, window)
-    torch.testing.assert_close(attention(q, k, v, layout, window, "portable"), expected, rtol=1e-4, atol=1e-5)
+    tensors = draw(layout, torch.float32, heads=1, width=8)
+    expected = with_gradients(lambda *qkv: reference.attention(*qkv, layout, window), *tensors)
+    actual = with_gradients(lambda *qkv: attention(*qkv, layout, window, "portable"), *tensors)
+    for ours, plain in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["plain", "portable"])
