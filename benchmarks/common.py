@@ -69,6 +69,7 @@ def write(
         "rows": list(rows),
     }
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    telemetry.table(question, rows)
+    shown = [{key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows]
+    telemetry.table(question, shown)
     telemetry.note(f"written to {path}")
     return path

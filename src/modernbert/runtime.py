@@ -124,7 +124,10 @@ def machine_facts(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the checkout's commit, with `+` if files differ from it; None when installed from a package."""
+    """Return the checkout's commit, with `+` if files differ from it.
+
+    Elsewhere: what MODERNBERT_COMMIT says, for a copy without its repository, or None.
+    """
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -135,7 +138,7 @@ def _commit() -> str | None:
         git("ls-files", "--error-unmatch", here.name)  # else the commit is that of a repository around us
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("MODERNBERT_COMMIT")
 
 
 def _cpu_name() -> str:
