@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -142,6 +143,21 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith(f"error: `{tmp_path}/tokenizer.json` is no file;")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_narrow_stdout_escapes_what_it_lacks(model: Path, tokenizer: Tokenizer) -> None:
+    def printed(*options: str) -> str:
+        code = [sys.executable, "-m", "modernbert", *options, "-m", str(model)]
+        environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(source)}
+        done = subprocess.run(code, env=environment, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode("cp1252")
+
+    source = Path(cli.__file__).parents[1]
+    assert r"\u0120" in printed("tokenizer", "encode", "a b")
+    filled = printed("fill-mask", "東 über [MASK] 👍", "--json")
+    assert filled.isascii()
+    assert "東 über" in json.loads(filled)[0]["sequence"]
 
 
 # pretrain. What it trains, and how it fails: tests/recipes/test_pretrain.py.
@@ -349,7 +365,7 @@ def test_text_becomes_token_shards_once(
     text_file: Path, model: Path, tokenizer: Tokenizer, tmp_path: Path, command: Any
 ) -> None:
     shards = tmp_path / "shards"
-    arguments = ("tokenize", text_file, "--tokenizer", model, "--output", shards)
+    arguments = ("tokenize", text_file, "--model", model, "--output", shards)
     printed = command(*arguments)
     tokens = sum(map(len, tokenizer.encode_batch(text_file.read_text("utf-8").splitlines(), special=False)))
     assert printed == f"{shards}: 100 documents, {tokens} tokens\n"
@@ -357,6 +373,17 @@ def test_text_becomes_token_shards_once(
     assert command(*arguments) == printed  # all is there
     other = command(*arguments[:-1], shards, "--text-key", "body", code=1)
     assert "body" in other.err
+
+
+def test_what_a_document_is_may_be_said(text_file: Path, model: Path, tmp_path: Path, command: Any) -> None:
+    verbs = {"shards": ["tokenize", text_file, "-m", model], "bpe": ["tokenizer", "train", text_file]}
+    for name, verb in verbs.items():
+        arguments = [*verb, "-o", tmp_path / name, "--text-unit"]
+        assert "`text_unit` is 'lines'" in error(command(*arguments, "lines", code=1))
+        refused = command(*arguments, "file", "--max-document-bytes", 100, code=1)
+        assert "it must be at most 100; split it" in error(refused)
+    printed = command(*verbs["shards"], "-o", tmp_path / "one", "--text-unit", "file")
+    assert ": 1 documents, " in printed
 
 
 def test_tokenizers_that_cannot_be(text_file: Path, model: Path, tmp_path: Path, command: Any) -> None:
@@ -371,7 +398,8 @@ def test_tokenizers_that_cannot_be(text_file: Path, model: Path, tmp_path: Path,
     assert empty.startswith("there is no text to learn from")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    assert "file" in refused("train", text_file, "-o", tmp_path / "file", "--vocab-size", 320)
+    a_file = refused("train", text_file, "-o", tmp_path / "file", "--vocab-size", 320)
+    assert "file/tokenizer_config.json`: a part of this path is a file, not a folder; choose" in a_file
     other = refused("modernbert", model / "tokenizer.json", "-o", tmp_path / "out")
     assert "ModernBERT's base must have exactly 50,280" in other
 
@@ -399,10 +427,11 @@ def test_averages_that_cannot_be(model: Path, tmp_path: Path, command: Any) -> N
 
 
 def test_a_runs_own_checkpoints_are_averaged(run_file: Path, tmp_path: Path, command: Any) -> None:
-    command("pretrain", run_file)
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", lambda *_: None).folders()
-    assert len(checkpoints) == 2
-    command("average", *checkpoints, "--output", tmp_path / "mean")
+    command("pretrain", run_file, "checkpoint.every_tokens=128", "checkpoint.keep_last=9")
+    other, *_, first, last = Checkpoints(tmp_path / "run" / "checkpoints", lambda *_: None).folders()
+    refused = error(command("average", other, last, "--output", tmp_path / "mean", code=1))
+    assert "`global_rope_theta`: 10000.0 → 160000.0" in refused
+    command("average", first, last, "--output", tmp_path / "mean")
     theta = files.read_json(tmp_path / "mean" / "config.json")["global_rope_theta"]
     assert theta == 160_000
     assert len(json.loads(command("fill-mask", TEXT, "-m", tmp_path / "mean", "--json"))) == 5

@@ -84,8 +84,14 @@ class TestAutocast:
         assert asked == [("cuda", torch.bfloat16)] * enabled
 
 
-def test_waiting_for_the_cpu_is_no_work() -> None:
-    runtime.synchronize(CPU)
+def test_only_an_accelerator_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, mps = torch.device("cuda:1"), torch.device("mps")
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append(mps))
+    for device in (CPU, gpu, mps):
+        runtime.synchronize(device)
+    assert waited == [gpu, mps]
 
 
 class TestStopSignals:
@@ -168,6 +174,10 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 class TestCommit:
+    @pytest.fixture(autouse=True)
+    def unnamed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("MODERNBERT_COMMIT", raising=False)
+
     @pytest.fixture
     def module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """The runtime module as if it lay in a repository of its own."""
@@ -199,3 +209,12 @@ class TestCommit:
         assert runtime._commit() is None
         monkeypatch.setenv("PATH", str(tmp_path))
         assert runtime._commit() is None
+
+    def test_of_a_copy_without_its_repository_is_what_the_environment_says(
+        self, module: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MODERNBERT_COMMIT", "0123456789ab")
+        assert runtime._commit() == "0123456789ab"  # the module is not of the repository around it
+        git(module.parent, "add", module.name)
+        git(module.parent, "commit", "--quiet", "--message", "first")
+        assert runtime._commit() == git(module.parent, "rev-parse", "--short=12", "HEAD")

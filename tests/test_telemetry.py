@@ -226,6 +226,33 @@ def test_results_go_to_stdout_and_remarks_to_stderr(capsys: Captured) -> None:
     assert capsys.readouterr() == ("a result [MASK]\n", "a remark\n\n")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text", "as_json"),
+    [
+        ("utf-8", "Ġü", '"Ġü"'),
+        ("cp1252", r"\u0120ü", r'"\u0120\u00fc"'),
+        ("ascii", r"\u0120\xfc", r'"\u0120\u00fc"'),
+    ],
+)
+def test_results_fit_the_encoding_of_stdout(
+    encoding: str, text: str, as_json: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    telemetry.accept_any_text()
+    telemetry.result("Ġü")
+    telemetry.result_json("Ġü")
+    stdout.seek(0)
+    assert stdout.read() == f"{text}\n{as_json}\n"
+
+
+def test_any_stream_may_stand_for_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    telemetry.accept_any_text()
+    telemetry.result_json("Ġ")
+    assert json.loads(sys.stdout.getvalue()) == "Ġ"  # type: ignore[attr-defined]
+
+
 class TestTable:
     def test_shows_names_and_values_on_stderr(self, capsys: Captured) -> None:
         telemetry.table("Phases", [{"phase": "[one]", "tokens": 5}, {"phase": ":smile:", "tokens": None}])

@@ -5,9 +5,8 @@ Exit codes: 0 done, 1 an error that the message explains (or a run that a signal
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,7 +21,14 @@ app.add_typer(tokenizer_app, name="tokenizer")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes of settings: path.to.key=value …")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Folder, hub id or preset name.")]
+TokenizerName = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+TextKey = Annotated[str, typer.Option(help="Name of the text in JSON lines and Parquet.")]
+TextUnit = Annotated[  # `parser`, as typer before 0.19 knows no Literal; the reader checks the value
+    Literal["line", "paragraph", "file"],
+    typer.Option(parser=str, metavar="line|paragraph|file", help="What a document is in a .txt file."),
+]
+MaxDocumentBytes = Annotated[int, typer.Option(help="A larger document is an error.")]
 
 
 @app.callback()
@@ -59,15 +65,24 @@ def pretrain(
 @app.command()
 def tokenize(
     files: Annotated[list[Path], typer.Argument(help="Text files or folders of them.")],
-    tokenizer: Annotated[str, typer.Option("--tokenizer", "-t", help="Folder or hub id of the tokenizer.")],
+    model: TokenizerName,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a part of it goes on.")],
-    text_key: Annotated[str, typer.Option(help="Name of the text in JSON lines and Parquet.")] = "text",
+    text_key: TextKey = "text",
+    text_unit: TextUnit = "line",
+    max_document_bytes: MaxDocumentBytes = 4_000_000,
 ) -> None:
     """Turn text into token shards, which a run file's sources may name as their `path`."""
     from modernbert.data.tokenizer import Tokenizer
     from modernbert.recipes import prepare
 
-    shards = prepare.tokenize(files, Tokenizer.from_pretrained(tokenizer), output, text_key=text_key)
+    shards = prepare.tokenize(
+        files,
+        Tokenizer.from_pretrained(model),
+        output,
+        text_key=text_key,
+        text_unit=text_unit,
+        max_document_bytes=max_document_bytes,
+    )
     telemetry.result(f"{output}: {shards.num_documents} documents, {shards.num_tokens} tokens")
 
 
@@ -85,7 +100,7 @@ def fill_mask(
 
     results = FillMask.from_pretrained(model, tokenizer=tokenizer, device=device)(texts, top_k=top_k)
     if as_json:
-        telemetry.result(json.dumps(results[0] if len(texts) == 1 else results, ensure_ascii=False))
+        telemetry.result_json(results[0] if len(texts) == 1 else results)
     else:
         telemetry.result(
             "\n\n".join(describe(text, fills) for text, fills in zip(texts, results, strict=True))
@@ -123,12 +138,20 @@ def tokenizer_train(
     files: Annotated[list[Path], typer.Argument(help="Text files or folders of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     vocab_size: Annotated[int, typer.Option(help="Entries, rounded up to a multiple of 64.")] = 32_768,
-    text_key: Annotated[str, typer.Option(help="Name of the text in JSON lines and Parquet.")] = "text",
+    text_key: TextKey = "text",
+    text_unit: TextUnit = "line",
+    max_document_bytes: MaxDocumentBytes = 4_000_000,
 ) -> None:
     """Train a byte-level BPE with ModernBERT's special tokens."""
     from modernbert.recipes.prepare import train_tokenizer
 
-    tokenizer = train_tokenizer(files, vocab_size=vocab_size, text_key=text_key)
+    tokenizer = train_tokenizer(
+        files,
+        vocab_size=vocab_size,
+        text_key=text_key,
+        text_unit=text_unit,
+        max_document_bytes=max_document_bytes,
+    )
     tokenizer.save_pretrained(output)
     telemetry.result(f"{output}: {tokenizer.vocab_size} entries")
 
@@ -149,7 +172,7 @@ def tokenizer_modernbert(
 @tokenizer_app.command("encode")
 def tokenizer_encode(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT…")],
-    model: ModelName,
+    model: TokenizerName,
     as_json: AsJson = False,
 ) -> None:
     """Show how texts are cut into tokens."""
@@ -158,7 +181,7 @@ def tokenizer_encode(
     tokenizer = Tokenizer.from_pretrained(model)
     encoded = tokenizer.encode_batch(texts)
     if as_json:
-        telemetry.result(json.dumps(encoded[0] if len(texts) == 1 else encoded))
+        telemetry.result_json(encoded[0] if len(texts) == 1 else encoded)
     else:
         for ids in encoded:
             telemetry.result(" ".join(f"{tokenizer.token(token)}:{token}" for token in ids))
@@ -166,6 +189,7 @@ def tokenizer_encode(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line, on `sys.argv` if no arguments are given; return its exit code."""
+    telemetry.accept_any_text()
     try:
         app(arguments)
     except ModernBertError as error:

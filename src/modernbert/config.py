@@ -81,7 +81,12 @@ def build(schema: type[Schema], tree: Mapping[str, Any], where: str = "") -> Sch
             values[name] = _convert(hints[name], tree[name], _join(where, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"`{_join(where, name)}` is missing; it must be {_describe(hints[name])}")
-    return schema(**values)
+    try:
+        return schema(**values)
+    except ConfigError as error:
+        if not where:
+            raise
+        raise ConfigError(f"in `{where}`: {error}") from None
 
 
 def to_tree(value: Any) -> Any:

@@ -31,7 +31,7 @@ class StorageError(ModernBertError, OSError):
 
 
 class DivergenceError(ModernBertError, ArithmeticError):
-    """A training loss that is not finite."""
+    """A training loss or gradient that is not finite."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -116,7 +116,10 @@ def sha256(path: Path) -> str:
 
 def _sync(path: Path) -> None:
     """Force a file or folder to the disk, so that a rename never precedes its content."""
-    descriptor = os.open(path, os.O_RDONLY)
+    on_windows = os.name == "nt"  # it opens no folders, and syncs only what may be written
+    if on_windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

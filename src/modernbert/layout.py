@@ -70,22 +70,27 @@ class SequenceLayout:
     @cached_property
     def offsets(self) -> Tensor:
         """int32 `[B + 1]`: sequence `b` is tokens `offsets[b]` up to `offsets[b + 1]`."""
-        return torch.tensor(self.starts, dtype=torch.int32).to(self.device, non_blocking=True)
+        return self._uploaded(torch.tensor(self.starts, dtype=torch.int32))
 
     @cached_property
     def sequence_ids(self) -> Tensor:
         """int32 `[T]`: the index of the sequence that each token belongs to."""
-        return self._host_sequence_ids.to(self.device, torch.int32, non_blocking=True)
+        return self._uploaded(self._host_sequence_ids.to(torch.int32))
 
     @cached_property
     def positions(self) -> Tensor:
         """int64 `[T]`: each token's place in its own sequence, counted from 0."""
         starts = torch.tensor(self.starts[:-1])[self._host_sequence_ids]
-        return (torch.arange(self.num_tokens) - starts).to(self.device, non_blocking=True)
+        return self._uploaded(torch.arange(self.num_tokens) - starts)
 
     @property
     def _host_sequence_ids(self) -> Tensor:
         return torch.repeat_interleave(torch.arange(self.num_sequences), torch.tensor(self.lengths))
+
+    def _uploaded(self, host: Tensor) -> Tensor:
+        """Copy a host tensor to the layout's device; from pinned memory, so that the host need not wait."""
+        pinned = host.pin_memory() if self.device.type == "cuda" else host
+        return pinned.to(self.device, non_blocking=True)
 
     def to(self, device: torch.device | str) -> SequenceLayout:
         """Return this layout with its tensors on `device`."""

@@ -67,6 +67,20 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def require_one_process() -> None:
+    """Refuse to be one of several processes that a launcher started, which would all do the same work.
+
+    Raises:
+        ConfigError: WORLD_SIZE is above 1.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise ConfigError(
+            f"WORLD_SIZE is {world}: a launcher started several processes; training runs in one for now; "
+            "start it without the launcher"
+        )
+
+
 class StopRequest:
     """Whether a signal asked for a stop: its `name`, or None."""
 

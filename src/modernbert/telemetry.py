@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import sys
@@ -47,9 +48,20 @@ def configure_logging(*, verbose: bool = False) -> None:
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
+def accept_any_text() -> None:
+    r"""Let stdout write what its encoding lacks as `\u0120`, as stderr does; UTF-8 lacks nothing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def result(text: str) -> None:
     """Write a result to stdout."""
     print(text)
+
+
+def result_json(value: Any) -> None:
+    """Write a result to stdout as one line of JSON, in ASCII if stdout is not UTF-8."""
+    result(json.dumps(value, ensure_ascii=str(sys.stdout.encoding).lower() != "utf-8"))
 
 
 def note(text: str = "") -> None:

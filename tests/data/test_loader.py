@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from modernbert.data import source as source_module
-from modernbert.data.loader import Row, RowStream, Source, assemble, validation_batches
+from modernbert.data.loader import Row, RowStream, assemble, validation_batches
 from modernbert.data.masking import MaskedBatch, Masker, MaskingSettings
 from modernbert.data.shards import TokenShards, write_shards
+from modernbert.data.source import Source
 from modernbert.errors import CheckpointError, ConfigError, InputError
 
 CLS, SEP, MASK = 900, 901, 902
@@ -25,7 +26,7 @@ class Vocabulary:
     special_ids = frozenset({CLS, SEP, MASK})
     ordinary_ids = np.arange(900)
 
-    def encode_batch(self, texts: list[str], *, special: bool) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], *, special: bool, literal: bool) -> list[list[int]]:
         return [[(int(text) + i) % 900 for i in range(int(text))] for text in texts]
 
 

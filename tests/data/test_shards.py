@@ -14,6 +14,7 @@ import pytest
 from modernbert import files
 from modernbert.data import shards as shards_module
 from modernbert.data.shards import TokenShards, WriteProgress, write_shards
+from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ConfigError, InputError, ModernBertError, StorageError
 
 
@@ -25,7 +26,7 @@ class Bytes:
         self.fingerprint = fingerprint
         self.encoded: list[str] = []
 
-    def encode_batch(self, texts: list[str], *, special: bool) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], *, special: bool, literal: bool) -> list[list[int]]:
         assert not special
         self.encoded += texts
         step = self.vocab_size // 256
@@ -39,11 +40,11 @@ class Interrupted(Bytes):
         super().__init__()
         self.left = num_batches
 
-    def encode_batch(self, texts: list[str], *, special: bool) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], *, special: bool, literal: bool) -> list[list[int]]:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
-        return super().encode_batch(texts, special=special)
+        return super().encode_batch(texts, special=special, literal=literal)
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_the_vocabulary_decides_the_width(tmp_path: Path, vocab_size: int, dtype
 
 def test_ids_beyond_the_stored_width_do_not_wrap(tmp_path: Path) -> None:
     class Liar(Bytes):
-        def encode_batch(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        def encode_batch(self, texts: list[str], *, special: bool, literal: bool) -> list[list[int]]:
             return [[70_000] for _ in texts]
 
     (tmp_path / "a.txt").write_text("a\n")
@@ -186,7 +187,7 @@ def test_refuses_to_mix_with_something_else(corpus: list[Path], tmp_path: Path) 
     cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: write_shards(corpus, Bytes(fingerprint="x"), out), "`tokenizer`: 'bytes' → 'x'"),
         (lambda: write_shards(corpus, Bytes(), out, text_unit="file"), "`text_unit`: 'line' → 'file'"),
-        (lambda: write_shards(corpus, Bytes(), out, shard_tokens=9), "`shard_tokens`: 50000000 → 9"),
+        (lambda: write_shards(corpus, Bytes(), out, shard_tokens=9), "`shard_tokens`: 10000000 → 9"),
         (lambda: write_shards(corpus[:2], Bytes(), out), f"`inputs.2: {corpus[2]}`"),
         (lambda: write_shards(corpus[::-1], Bytes(), out), f"`inputs.0: {corpus[0]}`"),
     ]
@@ -284,3 +285,13 @@ def test_refuses_another_tokenizer(corpus: list[Path], tmp_path: Path) -> None:
 def test_refuses_shards_of_no_tokens(corpus: list[Path], tmp_path: Path) -> None:
     message = refusal(lambda: write_shards(corpus, Bytes(), tmp_path / "out", shard_tokens=0), ConfigError)
     assert message == "`shard_tokens` is 0; it must be at least 1"
+
+
+def test_special_tokens_that_a_text_spells_are_ordinary_text(tmp_path: Path) -> None:
+    """A corpus that speaks of masks holds none."""
+    (tmp_path / "a.txt").write_text("fill the [MASK] and the [SEP] here\n" * 3)
+    tokenizer = Tokenizer.train(["fill the and here"], vocab_size=320)
+    shards = write_shards([tmp_path / "a.txt"], tokenizer, tmp_path / "out")
+    tokens = {token for document in range(3) for token in shards.read(document).tolist()}
+    assert not tokens & tokenizer.special_ids
+    assert tokenizer.decode(shards.read(0).tolist()) == "fill the [MASK] and the [SEP] here"

@@ -20,7 +20,7 @@ class Numbers:
 
     fingerprint, vocab_size = "numbers", 1000
 
-    def encode_batch(self, texts: list[str], *, special: bool) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], *, special: bool, literal: bool) -> list[list[int]]:
         return [[int(word) for word in text.split()] for text in texts]
 
 

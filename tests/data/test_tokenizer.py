@@ -63,6 +63,19 @@ def test_batch_equals_one_by_one(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode_batch([]) == []
 
 
+def test_special_tokens_may_be_ordinary_text(tokenizer: Tokenizer) -> None:
+    text = "the [MASK] of[CLS][SEP] [PAD] [UNK] [unused0]"
+    usual = tokenizer.encode_batch([text], special=False)
+    (ids,) = tokenizer.encode_batch([text], special=False, literal=True)
+    assert tokenizer.special_ids.isdisjoint(ids)
+    assert tokenizer.token_id("[unused0]") in ids
+    assert tokenizer.decode(ids) == text
+    around = [tokenizer.cls_id, *ids, tokenizer.sep_id]
+    assert tokenizer.encode_batch([text], literal=True) == [around]
+    assert tokenizer.encode_batch([text], special=False) == usual
+    assert tokenizer.mask_id in usual[0]
+
+
 def test_decode_takes_what_holds_ids(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("the river")
     assert tokenizer.decode(ids, skip_special=False) == "[CLS]the river[SEP]"
@@ -142,6 +155,8 @@ def test_a_copy_in_another_process_is_the_same(tokenizer: Tokenizer) -> None:
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.fingerprint == tokenizer.fingerprint
     assert copy.encode("the [MASK]") == tokenizer.encode("the [MASK]")
+    literal = tokenizer.encode_batch(["the [MASK]"], literal=True)
+    assert pickle.loads(pickle.dumps(tokenizer)).encode_batch(["the [MASK]"], literal=True) == literal
 
 
 def test_fingerprint_survives_saving_and_tells_tokenizers_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:

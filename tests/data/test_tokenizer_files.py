@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -10,6 +11,7 @@ from unittest.mock import Mock
 import huggingface_hub
 import pytest
 import tokenizers
+import transformers
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 
 from modernbert import files
@@ -74,7 +76,6 @@ def test_what_was_saved_is_loaded(folder: Path) -> None:
 
 
 def test_transformers_reads_the_same_tokenizer(folder: Path) -> None:
-    transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert theirs.model_input_names == ["input_ids", "attention_mask"]
     assert theirs.model_max_length == 1024
@@ -90,7 +91,6 @@ def test_transformers_reads_the_same_tokenizer(folder: Path) -> None:
 
 
 def test_we_read_what_transformers_saves(folder: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
     loaded = Tokenizer.from_pretrained(tmp_path / "theirs")
     assert loaded.encode_batch(TEXTS) == TRAINED.encode_batch(TEXTS)
@@ -112,6 +112,20 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StorageError, match="the disk is full; free space or choose a folder on another disk"):
         TRAINED.save_pretrained(tmp_path)
+
+
+def test_a_tokenizer_cut_short_is_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = files.atomic_file
+
+    def full_after_one(path: Path) -> AbstractContextManager[Path]:
+        if any(tmp_path.iterdir()):
+            raise StorageError("full")
+        return whole(path)
+
+    monkeypatch.setattr(files, "atomic_file", full_after_one)
+    with pytest.raises(StorageError, match="full"):
+        TRAINED.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer_config.json"]
 
 
 def test_roles_are_read_from_the_configuration(tmp_path: Path) -> None:

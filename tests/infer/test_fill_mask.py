@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ConfigError, InputError, ModernBertError
@@ -230,7 +231,6 @@ class TestFromPretrained:
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> Any:
-    transformers = pytest.importorskip("transformers")
     return transformers.pipeline("fill-mask", model=str(folder), tokenizer=str(folder), device="cpu")
 
 

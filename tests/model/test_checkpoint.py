@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import huggingface_hub
 import pytest
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -444,7 +445,6 @@ def test_a_plain_module_with_the_published_names(folder: Path, model: ModernBert
 def test_transformers_loads_what_we_save(
     max_shard_bytes: int, model: ModernBertForMaskedLM, tmp_path: Path
 ) -> None:
-    transformers = pytest.importorskip("transformers")
     model.save_pretrained(tmp_path, max_shard_bytes=max_shard_bytes)
     theirs, report = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
@@ -456,7 +456,6 @@ def test_transformers_loads_what_we_save(
 
 
 def test_transformers_loads_a_bare_encoder(model: ModernBertForMaskedLM, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
     model.model.to(torch.bfloat16).save_pretrained(tmp_path)
     theirs, report = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
@@ -477,7 +476,6 @@ def old_dialect(tree: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dialect", ["old", "new"])
 @pytest.mark.parametrize("shard_size", ["1GB", "200KB"])
 def test_we_load_what_transformers_saves(dialect: str, shard_size: str, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
     theirs = transformers.ModernBertForMaskedLM(
         transformers.ModernBertConfig(
             vocab_size=512,

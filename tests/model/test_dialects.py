@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from modernbert.errors import CheckpointError
 from modernbert.model.config import GLOBAL, LOCAL, EncoderConfig
@@ -186,6 +187,8 @@ def test_two_layers_are_written_with_the_published_pattern() -> None:
         ({"mlp_bias": True}, "`mlp_bias` True; this package implements False only"),
         ({"decoder_bias": False}, "`decoder_bias` False; this package implements True only"),
         ({"tie_word_embeddings": False}, "`tie_word_embeddings` False; this package implements True only"),
+        ({"classifier_activation": "silu"}, "`classifier_activation` 'silu'; this package implements 'gelu'"),
+        ({"classifier_bias": True}, "`classifier_bias` True; this package implements False only"),
         ({"hidden_activation": "silu"}, "`hidden_activation` 'silu'; this package implements 'gelu' only"),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4}},
@@ -281,7 +284,6 @@ def test_dropouts_of_other_places_are_noted_not_refused(caplog: pytest.LogCaptur
 
 
 def test_transformers_reads_the_union(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
     config = EncoderConfig.preset(
         "tiny", layer_types=IRREGULAR, global_rope_theta=7.0, local_rope_theta=5.0, window=10, norm_eps=1e-6
     )
@@ -299,7 +301,6 @@ def test_transformers_reads_the_union(tmp_path: Path) -> None:
 
 
 def test_what_transformers_writes_is_read() -> None:
-    transformers = pytest.importorskip("transformers")
     assert from_published(transformers.ModernBertConfig().to_dict(), FILE) == EncoderConfig()
     theirs = transformers.ModernBertConfig(**{**OLD, "global_attn_every_n_layers": 2, "local_attention": 20})
     expected = replace(EncoderConfig(), layer_types=(GLOBAL, LOCAL) * 11, window=10)

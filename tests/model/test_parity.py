@@ -6,13 +6,12 @@ from functools import cache
 
 import pytest
 import torch
+import transformers
 
 from modernbert.layout import SequenceLayout, pack
 from modernbert.model.config import EncoderConfig
 from modernbert.model.dialects import to_published
 from modernbert.model.heads import ModernBertForMaskedLM
-
-transformers = pytest.importorskip("transformers")
 
 LENGTHS = (1, 2, 63, 64, 65, 128, 129, 200, 1024)
 SHAPES = {

@@ -76,12 +76,35 @@ def test_packed_equals_separate(backend: str, window: int | None) -> None:
         torch.testing.assert_close(part, attention(*one, alone, window, backend), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["plain", "portable"])
+@pytest.mark.gpu
 @pytest.mark.parametrize("window", WINDOWS)
-def test_no_sequence_sees_its_neighbour(backend: str, window: int | None) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-3), (torch.float16, 6e-4)], ids=str)
+def test_packed_equals_separate_in_varlen(dtype: torch.dtype, tolerance: float, window: int | None) -> None:
+    layout = SequenceLayout.of(LENGTHS["border lengths"], "cuda")
+    q, k, v, _ = draw(layout, dtype, width=64)
+    packed = attention(q, k, v, layout, window, "varlen")
+    for i, part in enumerate(layout.split(packed)):
+        alone = SequenceLayout.of([layout.lengths[i]], "cuda")
+        separate = attention(*(layout.split(x)[i] for x in (q, k, v)), alone, window, "varlen").float()
+        error = torch.linalg.vector_norm(part.float() - separate) / torch.linalg.vector_norm(separate)
+        assert error <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "dtype"),
+    [
+        ("plain", "cpu", torch.float32),
+        ("portable", "cpu", torch.float32),
+        pytest.param("varlen", "cuda", torch.bfloat16, marks=pytest.mark.gpu),
+    ],
+)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_no_sequence_sees_its_neighbour(
+    backend: str, device: str, dtype: torch.dtype, window: int | None
+) -> None:
     """Changing one sequence changes no bit of another's output."""
-    layout = SequenceLayout.of([65, 64, 66, 3])
-    q, k, v, _ = draw(layout, torch.float32)
+    layout = SequenceLayout.of([65, 64, 66, 3], device)
+    q, k, v, _ = draw(layout, dtype, width=64)
     before = attention(q, k, v, layout, window, backend)
     changed = slice(layout.starts[1], layout.starts[2])
     for x in (q, k, v):

@@ -35,6 +35,14 @@ def test_never_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) ->
     assert sizes == [10, 10, 10, 5]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_computes_no_gradient_that_nobody_wants(mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((3, 8), (64, 8), (64,))]
+    monkeypatch.setattr(torch.Tensor, "scatter_add_", lambda *_: pytest.fail("a gradient was computed"))
+    with mode():
+        loss.linear_cross_entropy(*leaves, torch.zeros(3).long())
+
+
 def test_under_autocast_the_products_run_in_bfloat16() -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(20, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)

@@ -35,6 +35,7 @@ from modernbert.errors import (
 from modernbert.layout import pack
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.recipes import pretrain as recipe
+from modernbert.recipes.prepare import hold
 from modernbert.recipes.pretrain import PretrainResult, pretrain
 from modernbert.recipes.settings import PretrainRun, read_run
 from modernbert.train.loop import Evaluation, StepReport, train
@@ -583,7 +584,6 @@ def test_another_tokenizer_replaces_that_of_a_run_not_begun(run_file: Path) -> N
     smaller = ["tokenizer={vocab_size: 320}"]
     with pytest.raises(Crash):
         watched(read_run(run_file, smaller), Watch({1: crash}))
-    shutil.rmtree(run_file.parent / "run" / "shards")
     pretrain(read_run(run_file))
     assert Tokenizer.from_pretrained(run_file.parent / "run" / "model").vocab_size == 384
 
@@ -700,18 +700,63 @@ def test_checkpoints_that_are_damaged_are_passed_over(undisturbed: Undisturbed, 
     assert outcome(folder) == undisturbed.outcome
 
 
-def test_changed_text_is_noticed(
+def test_a_run_that_has_begun_needs_its_text_no_more(
     undisturbed: Undisturbed, run_file: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    """The data of a run that goes on must be those that it began with."""
+    """Its token shards are its text: the files may be gone, and other shards are noticed."""
     path = write(tmp_path / "c.txt", (corpus / "a.txt").read_bytes())
-    run = read_run(run_file, [f"data.sources.0.path={path}"])
-    watched(run, Watch({2: terminate}))
-    path.write_bytes((corpus / "b.txt").read_bytes())
-    with pytest.raises(InputError, match="holds token shards of something else; these differ"):
-        pretrain(run)
-    shutil.rmtree(tmp_path / "run" / "shards")
+    watched(read_run(run_file, [f"data.sources.0.path={path}"]), Watch({2: terminate}))
+    path.unlink()
+    moved = read_run(run_file, [f"data.sources.0.path={tmp_path}/moved.txt"])
+    shards = tmp_path / "run" / "shards"
+    shards.rename(tmp_path / "aside")
+    write(tmp_path / "moved.txt", (corpus / "b.txt").read_bytes())
     with pytest.raises(CheckpointError, match="the loader's state is of another stream; these differ"):
+        pretrain(moved)
+    shutil.rmtree(shards)
+    (tmp_path / "moved.txt").unlink()
+    (tmp_path / "aside").rename(shards)
+    pretrain(moved)
+    assert outcome(tmp_path / "run") == undisturbed.outcome
+
+
+def test_damaged_shards_are_found_if_asked_for(run_file: Path, tmp_path: Path) -> None:
+    run = read_run(run_file, ["data.verify_shards=true"])
+    watched(run, Watch({2: terminate}))
+    tokens = next((tmp_path / "run" / "shards").rglob("*.tokens"))
+    content = bytearray(tokens.read_bytes())
+    content[7] ^= 1
+    tokens.write_bytes(content)
+    with pytest.raises(InputError, match="does not match its checksum"):
+        pretrain(run)
+
+
+def test_unreadable_checkpoints_do_not_begin_the_run_anew(run_file: Path, tmp_path: Path) -> None:
+    run = read_run(run_file)
+    watched(run, Watch({2: terminate}))
+    for state in (tmp_path / "run" / "checkpoints").glob("*/state.json"):
+        files.write_json(state, {**files.read_json(state), "format": 99})
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="and all others of the run cannot be read"):
+        pretrain(run)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_one_of_several_processes_is_refused(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2: a launcher started several processes"):
+        pretrain(read_run(run_file))
+
+
+def test_a_folder_in_use_is_refused(run_file: Path, tmp_path: Path) -> None:
+    with hold(tmp_path / "run"), pytest.raises(ConfigError, match=r"run` is in use by another process"):
+        pretrain(read_run(run_file))
+
+
+def test_no_tokenizer_can_be_trained_on_token_shards(run_file: Path, tmp_path: Path) -> None:
+    files.write_json(tmp_path / "made" / "index.json", {})
+    run = read_run(run_file, [TRAINED, f"data.sources.0.path={tmp_path}/made"])
+    with pytest.raises(ConfigError, match=r"is token shards, .* `tokenizer.path` must name the tokenizer"):
         pretrain(run)
 
 

@@ -32,7 +32,7 @@ class Vocabulary:
     special_ids = frozenset({CLS, SEP, MASK})
     ordinary_ids = np.arange(900)
 
-    def encode_batch(self, texts: list[str], *, special: bool) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], *, special: bool, literal: bool) -> list[list[int]]:
         return [[int(first) + i for i in range(int(count))] for first, count in (t.split("*") for t in texts)]
 
 

@@ -16,6 +16,8 @@ from torch.nn import functional
 from modernbert import files
 from modernbert.errors import CheckpointError, ConfigError, InputError, StorageError
 from modernbert.model import tensor_files
+from modernbert.model.config import EncoderConfig
+from modernbert.model.dialects import to_published
 from modernbert.train.optim import StableAdamW, parameter_groups
 from modernbert.train.schedule import Clock
 from modernbert.train.state import Checkpoints, average, average_checkpoints, load_weights, restore
@@ -336,14 +338,20 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: param.detach() for name, param in model.named_parameters()}
 
 
-def folder_of(path: Path, tensors: dict[str, Tensor]) -> Path:
+def save_config(folder: Path, config: EncoderConfig) -> None:
+    files.write_json(folder / "config.json", to_published(config, "ModernBertForMaskedLM"))
+
+
+def folder_of(path: Path, tensors: dict[str, Tensor], **settings: Any) -> Path:
     path.mkdir()
+    save_config(path, EncoderConfig.preset("tiny", **settings))
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     return path
 
 
 def sharded(path: Path, tensors: dict[str, Tensor]) -> Path:
     path.mkdir()
+    save_config(path, EncoderConfig.preset("tiny"))
     placed = {name: f"model-{index}.safetensors" for index, name in enumerate(tensors)}
     for name, file in placed.items():
         save_file({name: tensors[name]}, path / file)
@@ -431,7 +439,7 @@ def test_the_average_of_one_model_with_itself_is_that_model(tmp_path: Path) -> N
 def test_an_average_loads_as_a_model(tmp_path: Path) -> None:
     first, second = Tied(), Tied()
     folders = [folder_of(tmp_path / "a", tensors_of(first)), folder_of(tmp_path / "b", tensors_of(second))]
-    for name in ("config.json", "tokenizer.json", "state.json"):
+    for name in ("tokenizer.json", "state.json"):
         (folders[1] / name).write_text(name, encoding="utf-8")
     average_checkpoints(folders, tmp_path / "mean")
     found = {path.name for path in (tmp_path / "mean").iterdir()}
@@ -454,6 +462,21 @@ def test_models_that_differ_are_not_averaged(tmp_path: Path) -> None:
         average([one, wider])
     with pytest.raises(CheckpointError, match=r"`w` in .* is torch.int64; only floating point"):
         average([whole])
+
+
+def test_models_of_other_settings_are_not_averaged(tmp_path: Path) -> None:
+    tensors = {"w": torch.zeros(2)}
+    short = folder_of(tmp_path / "short", tensors, global_rope_theta=10_000.0)
+    long = folder_of(tmp_path / "long", tensors, global_rope_theta=160_000.0)
+    message = r"short` and `.*long` differ .*`global_rope_theta`: 10000.0 → 160000.0\); .* of one phase"
+    with pytest.raises(CheckpointError, match=message):
+        average([short, short, long])
+    with pytest.raises(CheckpointError, match=message):
+        average_checkpoints([short, long], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+    (long / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"long` holds no `config.json`"):
+        average([short, long])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast, get_args
 
 from modernbert.errors import ConfigError, InputError, did_you_mean
 
@@ -83,10 +83,8 @@ def read_documents(
         InputError: A file is not UTF-8, not JSON, damaged, lacks the key, or holds a document that
             is too long. The message names file and line.
     """
-    if text_unit not in ("line", "paragraph", "file"):
-        raise ConfigError(
-            f"`text_unit` is {text_unit!r}{did_you_mean(text_unit, ('line', 'paragraph', 'file'))}"
-        )
+    if text_unit not in get_args(TextUnit):
+        raise ConfigError(f"`text_unit` is {text_unit!r}{did_you_mean(text_unit, get_args(TextUnit))}")
     for path in files:
         kind = _suffix(path)
         if kind == ".parquet":

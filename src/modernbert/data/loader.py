@@ -15,21 +15,9 @@ from modernbert import config
 from modernbert.data.counter_random import combine, key_of
 from modernbert.data.masking import MaskedBatch, Masker
 from modernbert.data.packing import BestFitPacker
-from modernbert.data.prefetch import prefetch
-from modernbert.data.source import SequenceRef, Source, SourceSettings
+from modernbert.data.source import SequenceRef, Source
 from modernbert.errors import CheckpointError, ConfigError, InputError
 from modernbert.layout import SequenceLayout
-
-__all__ = [
-    "Row",
-    "RowStream",
-    "SequenceRef",
-    "Source",
-    "SourceSettings",
-    "assemble",
-    "prefetch",
-    "validation_batches",
-]
 
 _NAMED_IN_IDENTITY = 4
 
@@ -134,7 +122,7 @@ class RowStream:
         if changed:
             raise CheckpointError(
                 f"the loader's state is of another stream; these differ: {'; '.join(changed)}; "
-                "restore the data and settings of that run, or begin a new one from its weights"
+                "restore the data and settings of that run, or begin a new run in another folder"
             )
         self._num_rows = state["rows"]
         for i, source in enumerate(self._sources):

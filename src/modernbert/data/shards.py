@@ -42,7 +42,7 @@ class ShardTokenizer(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def vocab_size(self) -> int: ...
-    def encode_batch(self, texts: list[str], *, special: bool) -> list[list[int]]: ...
+    def encode_batch(self, texts: list[str], *, special: bool, literal: bool) -> list[list[int]]: ...
 
 
 class WriteProgress(NamedTuple):
@@ -136,7 +136,7 @@ def write_shards(
     tokenizer: ShardTokenizer,
     folder: Path,
     *,
-    shard_tokens: int = 50_000_000,
+    shard_tokens: int = 10_000_000,
     text_key: str = "text",
     text_unit: TextUnit = "line",
     max_document_bytes: int = 4_000_000,
@@ -195,7 +195,8 @@ def _write_all(
 ) -> None:
     with contextlib.closing(prefetch(_batches(documents))) as batches:
         for batch in batches:
-            encoded = tokenizer.encode_batch([document.text for _, document in batch], special=False)
+            texts = [document.text for _, document in batch]
+            encoded = tokenizer.encode_batch(texts, special=False, literal=True)
             for (position, _), ids in zip(batch, encoded):
                 writer.add(ids, position)
             if on_progress is not None:

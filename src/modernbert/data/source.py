@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ class SourceSettings:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError(f"the source with path `{self.path}` has an empty `name`; name it")
+        if self.name in (".", "..") or set(self.name) & set("/\\"):
+            raise ConfigError(f"`name` is `{self.name}`; it must be a plain name: a folder has it")
         if not 0 < self.weight < float("inf"):
             raise ConfigError(
                 f"`weight` of source `{self.name}` is {self.weight}; it must be above 0; "
@@ -100,8 +102,8 @@ class Source:
         seed: int,
         order: str = "",
     ) -> None:
-        if overflow not in ("chunk", "truncate"):
-            raise ConfigError(f"`overflow` is {overflow!r}{did_you_mean(overflow, ('chunk', 'truncate'))}")
+        if overflow not in get_args(Overflow):
+            raise ConfigError(f"`overflow` is {overflow!r}{did_you_mean(overflow, get_args(Overflow))}")
         if sequence_length <= _NUM_SPECIAL:
             raise ConfigError(
                 f"`sequence_length` is {sequence_length}; it must be at least {_NUM_SPECIAL + 1}: "

@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -173,7 +174,12 @@ class Tokenizer:
         return self.encode_batch([text], pairs=None if pair is None else [pair], special=special)[0]
 
     def encode_batch(
-        self, texts: Iterable[str], *, pairs: Iterable[str] | None = None, special: bool = True
+        self,
+        texts: Iterable[str],
+        *,
+        pairs: Iterable[str] | None = None,
+        special: bool = True,
+        literal: bool = False,
     ) -> list[list[int]]:
         """Return the ids of each text, computed in parallel.
 
@@ -181,6 +187,7 @@ class Tokenizer:
             texts: The texts, or the first of each pair.
             pairs: The second of each pair, as many as `texts`.
             special: Add `[CLS]` and `[SEP]`.
+            literal: Take a special token that a text spells, such as `[MASK]`, for ordinary text.
 
         Raises:
             InputError: An item is not a string or holds a lone surrogate (the message names its index), or
@@ -195,7 +202,8 @@ class Tokenizer:
                     f"there are {len(seconds)} `pairs` for {len(firsts)} `texts`; there must be one for each"
                 )
             batch = list(zip(firsts, seconds))
-        encodings = self._backend.encode_batch_fast(batch, add_special_tokens=special)
+        backend = self._literal_backend if literal else self._backend
+        encodings = backend.encode_batch_fast(batch, add_special_tokens=special)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
@@ -249,6 +257,17 @@ class Tokenizer:
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         text_ids = {id for token, id in vocabulary.items() if not _UNUSED.fullmatch(token)}
         return np.array(sorted(text_ids - self.special_ids), dtype=np.int64)
+
+    @cached_property
+    def _literal_backend(self) -> tokenizers.Tokenizer:
+        """A copy that cuts special tokens in a text like any text; the switch itself is not thread-safe."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The library's pickle forgets the switch of `_literal_backend`: let a copy make its own.
+        return {name: value for name, value in self.__dict__.items() if name != "_literal_backend"}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -101,9 +101,10 @@ def write(
     }
     by_text = {token["content"]: token for token in added.values()}
     special = {name: by_text.get(text, text) for name, text in names.items()}
-    write_text(folder / TOKENIZER, backend.to_str(pretty=True))
     write_json(folder / CONFIG, config)
     write_json(folder / SPECIAL_TOKENS, special)
+    # Last: where this file is, the tokenizer is whole.
+    write_text(folder / TOKENIZER, backend.to_str(pretty=True))
 
 
 def fingerprint(backend: tokenizers.Tokenizer, parts: Iterable[str] | None = None) -> str:

@@ -54,6 +54,7 @@ class FillMask:
         local_files_only: bool = False,
         device: str | None = None,
         precision: Precision = "auto",
+        backend: str = "auto",
     ) -> FillMask:
         """Load a folder or hub id; or a preset's name, which gives random weights, to try a shape out.
 
@@ -64,6 +65,7 @@ class FillMask:
             local_files_only: Use what the hub's cache holds and ask nobody.
             device: Where to compute; the best there is if None.
             precision: Of the forward pass.
+            backend: Attention backend, see `modernbert.ops.attention.BACKENDS`.
 
         Raises:
             CheckpointError: The model cannot be found or read, or the tokenizer cannot be found.
@@ -86,6 +88,7 @@ class FillMask:
             model = ModernBertForMaskedLM.from_pretrained(
                 name, revision=revision, local_files_only=local_files_only
             )
+        model.model.backend = backend
         return cls(model.to(target), words, precision)
 
     @overload

@@ -32,6 +32,8 @@ _SHARED = (
 
 _ONLY: Tree = {
     "hidden_activation": "gelu",
+    "classifier_activation": "gelu",  # of every prediction head, the masked-LM head's too
+    "classifier_bias": False,
     "norm_bias": False,
     "attention_bias": False,
     "mlp_bias": False,
@@ -43,8 +45,6 @@ _ONLY: Tree = {
 _UNUSED_DROPOUTS: Tree = {"attention_dropout": 0.0, "embedding_dropout": 0.0, "mlp_dropout": 0.0}
 
 _UNUSED: Tree = {
-    "classifier_activation": "gelu",
-    "classifier_bias": False,
     "classifier_dropout": 0.0,
     "classifier_pooling": "mean",
     "deterministic_flash_attn": False,

@@ -29,6 +29,8 @@ def linear_cross_entropy(
     device_type = hidden.device.type
     if torch.is_autocast_enabled(device_type):
         hidden = hidden.to(torch.get_autocast_dtype(device_type))
+    if not torch.is_grad_enabled():  # else autograd.Function would compute gradients for nobody
+        hidden, weight, bias = hidden.detach(), weight.detach(), bias.detach()
     with torch.autocast(device_type, enabled=False):
         loss, correct = _LinearCrossEntropy.apply(hidden, weight, bias, labels)  # type: ignore[no-untyped-call]
     return loss, correct

@@ -95,12 +95,13 @@ def _near_equal(lengths: tuple[int, ...]) -> list[list[int]]:
 
 def _banded_attention(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, window: int) -> Tensor:
     block = max(window, SMALLEST_BLOCK)
-    visible = layout.derive(("band", window), lambda it: _plan_band(it, window, block))
-    num_blocks = visible.shape[0]
+    # As numbers to add: a mask of booleans would be turned into them, and kept, by every layer anew.
+    mask = layout.derive(("band", window, q.dtype), lambda it: _plan_band(it, window, block, q.dtype))
+    num_blocks = mask.shape[0]
     spare = num_blocks * block - layout.num_tokens
     queries = functional.pad(q, (0, 0, 0, 0, 0, spare)).unflatten(0, (num_blocks, block)).transpose(1, 2)
     keys, values = (_neighbourhoods(x, block, spare) for x in (k, v))
-    out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+    out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     return out.transpose(1, 2).flatten(0, 1)[: layout.num_tokens]
 
 
@@ -110,8 +111,8 @@ def _neighbourhoods(x: Tensor, block: int, spare: int) -> Tensor:
     return padded.unfold(0, 3 * block, block).transpose(2, 3)
 
 
-def _plan_band(layout: SequenceLayout, window: int, block: int) -> Tensor:
-    """Which keys of its neighbourhood each query sees: bool `[blocks, 1, block, 3 * block]`."""
+def _plan_band(layout: SequenceLayout, window: int, block: int, dtype: torch.dtype) -> Tensor:
+    """Mask each query's neighbourhood: 0 where it sees, else -inf; `[blocks, 1, block, 3 * block]`."""
     num_blocks = -(-layout.num_tokens // block)
     spare = num_blocks * block - layout.num_tokens
     # Filler tokens form a sequence of their own (-1), so that no row of the softmax is empty.
@@ -120,4 +121,5 @@ def _plan_band(layout: SequenceLayout, window: int, block: int) -> Tensor:
     same = owners.view(num_blocks, block, 1) == key_owners.unfold(0, 3 * block, block)[:, None, :]
     place = torch.arange(3 * block, device=layout.device)
     near = (place[None, :] - place[block : 2 * block, None]).abs() <= window
-    return (same & near)[:, None]
+    hidden = ~(same & near)[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=layout.device).masked_fill_(hidden, float("-inf"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,38 @@ from modernbert.recipes.settings import PretrainRun
 
 log = logging.getLogger(__name__)
 
-# What may differ when a run goes on: it changes no weight.
-_FREE_SETTINGS = ("`folder`", "`device`", "`checkpoint.")
+# What may differ when a run goes on. The text may have moved: the run has it as token shards.
+_FREE_SETTINGS = re.compile(r"`(folder|device|checkpoint\..*|data\.sources\.\d+\.path|data\.verify_shards)`:")
+# What, if it differs, makes other tokens of the text.
+_OTHER_TOKENS = re.compile(r"`(tokenizer.*|data\.(text_key|text_unit|sources(\.\d+\.(path|name))?))`:")
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a run's folder while the block runs, so that no second process trains into it.
+
+    Raises:
+        ConfigError: The folder is a file, or another process holds it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"`folder` is `{folder}`, a file; it must be a folder or new; choose another name")
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    with files.storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"`folder` `{folder}` is in use by another process; one at a time may train there; wait for "
+                "it, stop it, or choose another folder"
+            ) from None
+        yield
 
 
 def claim(folder: Path, run: PretrainRun, facts: dict[str, Any]) -> None:
@@ -28,28 +60,28 @@ def claim(folder: Path, run: PretrainRun, facts: dict[str, Any]) -> None:
     Until the first checkpoint nothing is learned: settings that turned out wrong may still be mended.
 
     Raises:
-        ConfigError: The folder holds a run with other settings, or is a file.
+        ConfigError: The folder holds a run with other settings.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"`folder` is `{folder}`, a file; it must be a folder or new; choose another name")
     path = folder / "run.yaml"
     if path.exists():
-        changed = [
-            line
-            for line in config.differences(config.load(path), config.to_tree(run))
-            if not line.startswith(_FREE_SETTINGS)
-        ]
-        if changed and any((folder / "checkpoints").glob("step-*")):
+        changed = config.differences(config.load(path), config.to_tree(run))
+        bound = [line for line in changed if not _FREE_SETTINGS.match(line)]
+        if bound and _has_begun(folder):
             raise ConfigError(
-                f"`{folder}` holds a run with other settings ({'; '.join(changed)}); to go on with it, "
+                f"`{folder}` holds a run with other settings ({'; '.join(bound)}); to go on with it, "
                 "use the same settings; for a new run, choose another `folder`"
             )
-        if changed:
-            log.info("no checkpoint yet: the run begins anew with %s", "; ".join(changed))
-        if any(line.startswith(("`tokenizer", "`data")) for line in changed):
-            shutil.rmtree(folder / "tokenizer", ignore_errors=True)  # of the old settings
+        if bound:
+            log.info("no checkpoint yet: the run begins anew with %s", "; ".join(bound))
+        if not _has_begun(folder) and any(_OTHER_TOKENS.match(line) for line in changed):
+            for name in ("tokenizer", "shards"):  # of the old settings
+                shutil.rmtree(folder / name, ignore_errors=True)
     files.write_text(path, config.dump(run))
     files.write_json(folder / "facts.json", facts)
+
+
+def _has_begun(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("step-*"))
 
 
 def prepare_tokenizer(run: PretrainRun, folder: Path) -> Tokenizer:
@@ -64,6 +96,12 @@ def prepare_tokenizer(run: PretrainRun, folder: Path) -> Tokenizer:
         )
     else:
         assert run.tokenizer.vocab_size is not None
+        for source in run.data.sources:
+            if (Path(source.path) / "index.json").exists():
+                raise ConfigError(
+                    f"source `{source.name}` is token shards, `{source.path}`, on which no tokenizer can be "
+                    "trained; `tokenizer.path` must name the tokenizer that they were made with; set it"
+                )
         tokenizer = train_tokenizer(
             [source.path for source in run.data.sources],
             vocab_size=run.tokenizer.vocab_size,
@@ -99,15 +137,17 @@ def prepare_shards(run: PretrainRun, folder: Path, tokenizer: Tokenizer) -> dict
 
 
 def _open_shards(run: PretrainRun, folder: Path, tokenizer: Tokenizer, source: SourceSettings) -> TokenShards:
-    path = Path(source.path)
-    if (path / "index.json").exists():
-        shards = TokenShards.open(path)
-        shards.check_tokenizer(tokenizer)
-        return shards
+    path, own = Path(source.path), folder / "shards" / source.name
+    for shards_path in (path, own):
+        # Once the run has begun, its own shards are its text: the files they came from may move or go.
+        if (shards_path / "index.json").exists() and (shards_path == path or _has_begun(folder)):
+            shards = TokenShards.open(shards_path, verify=run.data.verify_shards)
+            shards.check_tokenizer(tokenizer)
+            return shards
     return tokenize(
         [path],
         tokenizer,
-        folder / "shards" / source.name,
+        own,
         text_key=run.data.text_key,
         text_unit=run.data.text_unit,
         max_document_bytes=run.data.max_document_bytes,

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 from modernbert import config, runtime, telemetry
-from modernbert.data.loader import prefetch, validation_batches
+from modernbert.data.loader import validation_batches
 from modernbert.data.masking import MaskedBatch, Masker
+from modernbert.data.prefetch import prefetch
 from modernbert.data.shards import TokenShards
 from modernbert.data.source import Source, Split
 from modernbert.data.tokenizer import Tokenizer
-from modernbert.errors import DivergenceError, InputError
+from modernbert.errors import CheckpointError, DivergenceError, InputError
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.model.init import initialise
 from modernbert.recipes.metrics import RunMetrics
-from modernbert.recipes.prepare import claim, prepare_shards, prepare_tokenizer
+from modernbert.recipes.prepare import claim, hold, prepare_shards, prepare_tokenizer
 from modernbert.recipes.settings import PretrainRun
 from modernbert.train.feed import Mixture, step_batches
 from modernbert.train.loop import Evaluation, StepReport, evaluate, train
@@ -77,12 +78,15 @@ def pretrain(run: PretrainRun) -> PretrainResult:
         DivergenceError: The loss is not finite.
         StorageError: The disk is full or not writable.
     """
+    runtime.require_one_process()
     folder = Path(run.folder)
     device = runtime.choose_device(run.device)
     facts = runtime.machine_facts(device)
-    claim(folder, run, facts)
-    tokenizer = prepare_tokenizer(run, folder)
-    return _Session(run, folder, device, facts, tokenizer, prepare_shards(run, folder, tokenizer)).execute()
+    with hold(folder):
+        claim(folder, run, facts)
+        tokenizer = prepare_tokenizer(run, folder)
+        shards = prepare_shards(run, folder, tokenizer)
+        return _Session(run, folder, device, facts, tokenizer, shards).execute()
 
 
 class _Session:
@@ -172,7 +176,7 @@ class _Session:
                 split=split,
                 validation_fraction=self.run.validation.fraction,
                 seed=self.run.seed,
-                order=phase.name,
+                order=phase.name if split == "train" else "",  # held out: always the same
             )
             for name in weights
         ]
@@ -184,7 +188,7 @@ class _Session:
         shape = replace(
             self.run.model, pad_token_id=words.pad_id, cls_token_id=words.cls_id, sep_token_id=words.sep_id
         )
-        model = ModernBertForMaskedLM(shape)
+        model = ModernBertForMaskedLM(shape, backend=self.run.attention)
         initialise(model, seed=self.run.seed)
         torch.manual_seed(self.run.seed)  # dropout
         return model.to(self.device)
@@ -193,6 +197,12 @@ class _Session:
         """Go to the newest checkpoint, if there is one."""
         latest = self.checkpoints.latest()
         if latest is None:
+            unreadable = sorted(self.checkpoints.folder.glob("step-*"))
+            if unreadable:
+                raise CheckpointError(
+                    f"`{unreadable[-1]}` and all others of the run cannot be read; a whole one is needed to "
+                    "go on; use the release that wrote them, or move the folder away to begin anew"
+                )
             self.metrics.cut(0)
             return Clock(), None
         state = restore(latest, self.model, self.optimizer)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from modernbert import config
-from modernbert.data.loader import SourceSettings
+from modernbert.data.corpus import TextUnit
 from modernbert.data.masking import MaskingSettings
+from modernbert.data.source import Overflow, SourceSettings
 from modernbert.errors import ConfigError, did_you_mean
 from modernbert.model.config import EncoderConfig
 from modernbert.runtime import Precision
@@ -32,8 +32,8 @@ class TokenizerSettings:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.vocab_size is None):
             raise ConfigError(
-                f"`tokenizer` has path {self.path!r} and vocab_size {self.vocab_size!r}; exactly one must "
-                "be set: `path` to use a tokenizer, `vocab_size` to train one"
+                f"`path` is {self.path!r} and `vocab_size` {self.vocab_size!r}; exactly one must be set: "
+                "`path` to use a tokenizer, `vocab_size` to train one"
             )
 
 
@@ -46,20 +46,20 @@ class DataSettings:
         text_key: Name of the text in JSON lines and Parquet.
         text_unit: What a document is in a `.txt` file.
         max_document_bytes: A larger document is an error: it is mostly a file read in the wrong way.
+        verify_shards: Whether token shards are compared with their checksums first, which reads them all.
         overflow: Whether a document longer than a sequence is cut into chunks or truncated (as published).
     """
 
     sources: tuple[SourceSettings, ...]
     text_key: str = "text"
-    text_unit: Literal["line", "paragraph", "file"] = "line"
+    text_unit: TextUnit = "line"
     max_document_bytes: int = 4_000_000
-    overflow: Literal["chunk", "truncate"] = "chunk"
+    verify_shards: bool = False
+    overflow: Overflow = "chunk"
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise ConfigError(
-                "`data.sources` is empty; it must hold at least one source with `name` and `path`"
-            )
+            raise ConfigError("`sources` is empty; it must hold at least one source with `name` and `path`")
         names = [source.name for source in self.sources]
         for name in names:
             if names.count(name) > 1:
@@ -75,8 +75,8 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         are_right = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require("optimizer.betas", list(self.betas), are_right, "two numbers, each at least 0 and below 1")
-        _require("optimizer.eps", self.eps, self.eps > 0, "above 0")
+        _require("betas", list(self.betas), are_right, "two numbers, each at least 0 and below 1")
+        _require("eps", self.eps, self.eps > 0, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +97,10 @@ class ValidationSettings:
 
     def __post_init__(self) -> None:
         fraction, every = self.fraction, self.every_tokens
-        _require("validation.fraction", fraction, 0 <= fraction < 1, "at least 0 and below 1")
-        _require("validation.mask_rate", self.mask_rate, 0 < self.mask_rate < 1, "above 0 and below 1")
-        _require("validation.every_tokens", every, every is None or every >= 1, "at least 1, or null")
-        _require("validation.max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
+        _require("fraction", fraction, 0 <= fraction < 1, "at least 0 and below 1")
+        _require("mask_rate", self.mask_rate, 0 < self.mask_rate < 1, "above 0 and below 1")
+        _require("every_tokens", every, every is None or every >= 1, "at least 1, or null")
+        _require("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +119,9 @@ class CheckpointSettings:
 
     def __post_init__(self) -> None:
         every = self.every_tokens
-        _require("checkpoint.every_tokens", every, every is None or every >= 1, "at least 1, or null")
-        _require("checkpoint.keep_last", self.keep_last, self.keep_last >= 1, "at least 1")
-        _require("checkpoint.keep_best", self.keep_best, self.keep_best >= 0, "at least 0")
+        _require("every_tokens", every, every is None or every >= 1, "at least 1, or null")
+        _require("keep_last", self.keep_last, self.keep_last >= 1, "at least 1")
+        _require("keep_best", self.keep_best, self.keep_best >= 0, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +142,7 @@ class PretrainRun:
         seed: Fixes weights, dropout, the order of the data and the masks.
         device: Where to compute.
         precision: Of forward and backward; weights are always fp32.
+        attention: Attention backend, see `modernbert.ops.attention.BACKENDS`.
     """
 
     folder: str
@@ -157,6 +158,7 @@ class PretrainRun:
     seed: int = 17
     device: str = "auto"
     precision: Precision = "auto"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         self.schedule()

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modernbert.data.loader import RowStream, Source, assemble
+from modernbert.data.loader import RowStream, assemble
 from modernbert.data.masking import MaskedBatch, Masker
+from modernbert.data.source import Source
 from modernbert.errors import ConfigError
 from modernbert.train.schedule import Clock, Phase, Schedule, Setting
 

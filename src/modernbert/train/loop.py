@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.optim import Optimizer
 
 from modernbert.data.masking import MaskedBatch
 from modernbert.errors import DivergenceError, InputError
+from modernbert.layout import SequenceLayout
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.runtime import Precision, autocast
 from modernbert.train.feed import StepBatch
@@ -122,7 +123,9 @@ def evaluate(
     model.eval()
     loss, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
     for batch in batches:
-        row_loss, row_correct = _loss(model, batch.to(device), device, precision)
+        # A layout of its own, lest the kept batches collect what backends derive from theirs.
+        row = replace(batch.to(device), layout=SequenceLayout(batch.layout.lengths, device))
+        row_loss, row_correct = _loss(model, row, device, precision)
         loss, correct = loss + row_loss, correct + row_correct
     model.train(was_training)
     labels = torch.cat([batch.labels for batch in batches])
@@ -135,7 +138,11 @@ def evaluate(
 
 
 def _apply(setting: Setting, model: ModernBertForMaskedLM, optimizer: Optimizer) -> None:
-    """Bring model and optimizer to what the schedule says of this step."""
+    """Bring model and optimizer to what the schedule says of this step.
+
+    `max_lr`, by which the weight decay is relative, is the phase's own peak. The authors' code seems to keep
+    that of the first phase; it would make the later phases' decay 3/8 of what their rows say.
+    """
     phase = setting.phase
     model.model.set_rope_thetas(
         global_rope_theta=phase.global_rope_theta, local_rope_theta=phase.local_rope_theta
@@ -143,7 +150,7 @@ def _apply(setting: Setting, model: ModernBertForMaskedLM, optimizer: Optimizer)
     for group in optimizer.param_groups:
         group["lr"] = setting.learning_rate
         group["max_lr"] = phase.learning_rate
-        if group["name"] == "decay":
+        if group.get("name") == "decay":
             group["weight_decay"] = phase.weight_decay
 
 

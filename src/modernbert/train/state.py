@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from modernbert import files
+from modernbert import config, files
 from modernbert.errors import CheckpointError, ConfigError, InputError, StorageError
-from modernbert.model.checkpoint import read_tensors
+from modernbert.model.checkpoint import read_config, read_tensors
 from modernbert.model.tensor_files import write_tensors
 from modernbert.train.schedule import Clock
 from modernbert.train.snapshot import read_snapshot, write_snapshot
@@ -230,7 +230,7 @@ def average(folders: Sequence[Path], weights: Sequence[float] | None = None) -> 
     """Average the weights of several models in float64, tensor by tensor (paper 2.2.2).
 
     Args:
-        folders: Folders of models, or of checkpoints, of one shape.
+        folders: Folders of models, or of checkpoints, of the same `config.json`.
         weights: One for each folder, above 0; equal by default. They need not sum to 1.
 
     Returns:
@@ -238,10 +238,11 @@ def average(folders: Sequence[Path], weights: Sequence[float] | None = None) -> 
 
     Raises:
         InputError: No folder, or another number of weights than folders, or a weight that is not above 0.
-        CheckpointError: A file is missing or cut short, or names, shapes or types differ.
+        CheckpointError: A file is missing or cut short, or settings, names, shapes or types differ.
     """
     shares = _shares(folders, weights)
     models = [read_tensors(folder) for folder in folders]  # mapped files: read as they are added up
+    _check_configs(folders)
     first = models[0]
     for folder, tensors in zip(folders, models, strict=True):
         for name in sorted(first.keys() ^ tensors.keys()):
@@ -368,6 +369,17 @@ def _check_like(folder: Path, name: str, found: Tensor, wanted: Tensor) -> None:
             f"`{name}` in `{folder}` is {found.dtype} {tuple(found.shape)}; "
             f"it must be {wanted.dtype} {tuple(wanted.shape)}; use the settings of that run"
         )
+
+
+def _check_configs(folders: Sequence[Path]) -> None:
+    """Refuse models that compute differently with the same shapes, as those of other RoPE bases do."""
+    first, *others = (config.to_tree(read_config(folder)) for folder in folders)
+    for folder, other in zip(folders[1:], others, strict=True):
+        if changes := config.differences(first, other):
+            raise CheckpointError(
+                f"`{folders[0]}` and `{folder}` differ in their settings ({', '.join(changes)}); they must "
+                "have the same; average checkpoints of one phase"
+            )
 
 
 def _shares(folders: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
