@@ -17,6 +17,7 @@ from modernbert.model.config import EncoderConfig
 from modernbert.model.dialects import to_published
 from modernbert.model.encoder import ModernBertModel
 from modernbert.model.init import initialise
+from modernbert.runtime import machine_facts
 
 MIXED = (512, 480, 33, 200, 256, 311, 150, 128, 90, 400, 222, 64, 17, 350, 270, 99)
 CASES = {"16 mixed, 17 to 512 tokens": MIXED, "1 x 8,192 tokens": (8192,)}
@@ -66,12 +67,13 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    machine = machine_facts(torch.device("cpu"))
     rows = measure(arguments.preset, arguments.repetitions)
     write(
         "attention_cpu",
         "packed portable attention against padded SDPA, one CPU, fp32, tokens/s",
         rows,
-        torch.device("cpu"),
+        machine,
         preset=arguments.preset,
         peer=f"transformers {transformers.__version__}",
     )

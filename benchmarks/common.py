@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from modernbert import telemetry
-from modernbert.runtime import machine_facts, synchronize
+from modernbert.runtime import synchronize
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,21 +50,23 @@ def spread(tokens: int, seconds: Sequence[float]) -> dict[str, float]:
 
 
 def write(
-    name: str, question: str, rows: Sequence[Mapping[str, Any]], device: torch.device, **more: Any
+    name: str, question: str, rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], **more: Any
 ) -> Path:
-    """Write `results/NAME_MACHINE_DATE.json` and show the rows."""
-    facts = machine_facts(device)
-    machine = re.sub(
-        r"[^a-z0-9]+", "-", str(facts.get("gpu") if device.type == "cuda" else facts["cpu"]).lower()
-    ).strip("-")
+    """Write `results/NAME_MACHINE_DATE.json` and show the rows.
+
+    `machine` is what `machine_facts` said before anything was measured, so that its commit is that of the
+    code that ran.
+    """
+    hardware = machine["gpu"] if machine["device"].startswith("cuda") else machine["cpu"]
+    slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    path = RESULTS / f"{name}_{machine}_{today}.json"
+    path = RESULTS / f"{name}_{slug}_{today}.json"
     path.parent.mkdir(exist_ok=True)
     record = {
         "benchmark": name,
         "question": question,
         "date": today,
-        "machine": facts,
+        "machine": machine,
         **more,
         "rows": list(rows),
     }

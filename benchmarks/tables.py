@@ -57,17 +57,20 @@ def _rate(row: Record) -> str:
 
 def _machine(record: Record, *more: str) -> str:
     facts = record["machine"]
-    name = facts.get("gpu") if str(facts.get("device", "")).startswith("cuda") else facts["cpu"]
-    threads = [] if name == facts.get("gpu") else [f"{facts['threads']} threads"]
-    return f"({', '.join([name, *threads, 'torch ' + facts['torch'], *more, record['date']])})"
+    hardware = [facts["gpu"]] if _on_gpu(record) else [facts["cpu"], f"{facts['threads']} threads"]
+    return f"({', '.join([*hardware, 'torch ' + facts['torch'], *more, record['date']])})"
+
+
+def _on_gpu(record: Record) -> bool:
+    return str(record["machine"]["device"]).startswith("cuda")
 
 
 def newest(name: str) -> Record:
-    """The latest result of a benchmark, one of a GPU if there is any."""
+    """The latest result of a benchmark, one taken on a GPU if there is any."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"{name}_*.json"))]
     if not found:
         sys.exit(f"there is no result of `{name}` in {RESULTS}; run `python -m benchmarks.{name}`")
-    latest: Record = max(found, key=lambda record: ("gpu" in record["machine"], record["date"]))
+    latest: Record = max(found, key=lambda record: (_on_gpu(record), record["date"]))
     return latest
 
 
