@@ -138,10 +138,10 @@ def prepare_shards(run: PretrainRun, folder: Path, tokenizer: Tokenizer) -> dict
 
 def _open_shards(run: PretrainRun, folder: Path, tokenizer: Tokenizer, source: SourceSettings) -> TokenShards:
     path, own = Path(source.path), folder / "shards" / source.name
-    for shards_path in (path, own):
-        # Once the run has begun, its own shards are its text: the files they came from may move or go.
-        if (shards_path / "index.json").exists() and (shards_path == path or _has_begun(folder)):
-            shards = TokenShards.open(shards_path, verify=run.data.verify_shards)
+    # Once the run has begun, its own shards are its text: the files they came from may move or go.
+    for place in (path, own) if _has_begun(folder) else (path,):
+        if (place / "index.json").exists():
+            shards = TokenShards.open(place, verify=run.data.verify_shards)
             shards.check_tokenizer(tokenizer)
             return shards
     return tokenize(

@@ -72,9 +72,9 @@ def step_batches(
         if opened != setting.phase_index:
             opened = setting.phase_index
             sources, weights = open_sources(phase)
-            resumed = loader_state is not None and loader_state["phase"] == opened
-            stream_state = loader_state["stream"] if loader_state is not None and resumed else None
-            stream = RowStream(sources, weights, row_tokens=row_tokens, state=stream_state)
+            is_resumed = loader_state is not None and loader_state["phase"] == opened
+            state = loader_state["stream"] if loader_state is not None and is_resumed else None
+            stream = RowStream(sources, weights, row_tokens=row_tokens, state=state)
         assert stream is not None
         num_rows, rest = divmod(setting.batch_tokens, row_tokens)
         if rest:
