@@ -55,6 +55,7 @@ def test_rope_thetas_change_the_layers_they_belong_to() -> None:
     before = model(ids, layout)
     model.set_rope_thetas(global_rope_theta=TINY.global_rope_theta, local_rope_theta=TINY.local_rope_theta)
     assert torch.equal(model(ids, layout), before)
+    assert model.config is TINY
     model.set_rope_thetas(global_rope_theta=10.0, local_rope_theta=TINY.local_rope_theta)
     assert {plan.rope_theta for plan in model.config.layer_plan if plan.window is None} == {10.0}
     assert not torch.allclose(model(ids, layout), before)

@@ -69,9 +69,12 @@ class ModernBertModel(Pretrained):
 
     def set_rope_thetas(self, *, global_rope_theta: float, local_rope_theta: float) -> None:
         """Change the RoPE bases, as the context extension does (paper 2.2.2). No weight changes."""
-        self.config = replace(
-            self.config, global_rope_theta=global_rope_theta, local_rope_theta=local_rope_theta
-        )
+        config = self.config
+        # The training loop says so each step: an unchanged configuration keeps its layer plan.
+        if (config.global_rope_theta, config.local_rope_theta) != (global_rope_theta, local_rope_theta):
+            self.config = replace(
+                config, global_rope_theta=global_rope_theta, local_rope_theta=local_rope_theta
+            )
 
     def _check(self, input_ids: Tensor, layout: SequenceLayout) -> None:
         if input_ids.shape != (layout.num_tokens,):
