@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from modernbert.errors import InputError, StorageError
+from modernbert.errors import ConfigError, InputError, StorageError
 
 
 @contextlib.contextmanager
@@ -36,6 +36,33 @@ def storage_errors(path: Path) -> Iterator[None]:
         if remedy is None:
             raise
         raise StorageError(f"could not write `{path}`: {remedy}; nothing written before was lost") from error
+
+
+@contextlib.contextmanager
+def hold(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold a folder, made if it is missing, while the block runs, so that no second process writes to it.
+
+    Args:
+        folder: Gets a file `.lock`.
+        refusal: What to say if another process holds it.
+
+    Raises:
+        ConfigError: Another process holds it.
+        StorageError: The disk is full or not writable.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows has no such locks
+            pass
+        except BlockingIOError:
+            raise ConfigError(refusal) from None
+        yield
 
 
 @contextlib.contextmanager

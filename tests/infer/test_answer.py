@@ -20,6 +20,8 @@ QUESTION = "is a town"
 # "P" "a" "r" "is" " is" " the" " capital" " of" " France" "."
 PARIS = "Paris is the capital of France."
 LONG = " ".join(["the river runs through a small town in France."] * 40)
+VARIED = " ".join(f"river {number} runs through town {number * number}." for number in range(40))
+"""Long too, and no two places of it are alike: no two answers have the same score."""
 EMPTY = {"score": 0.0, "start": 0, "end": 0, "answer": ""}
 
 
@@ -209,10 +211,10 @@ class TestLongContexts:
         self, texts: Texts, runner: Callable[..., Any], run: Callable[..., Any]
     ) -> None:
         task = Answer(runner("ForQuestionAnswering"), texts, top_k=20, doc_stride=100)
-        (found,) = run(task, [(QUESTION, LONG)])
-        check_spans(found, LONG)
+        (found,) = run(task, [(QUESTION, VARIED)])
+        check_spans(found, VARIED)
         assert len({result["answer"].lower() for result in found}) == len(found)
-        assert 5 < len(found) <= 20
+        assert len(found) == 20
         assert [result["score"] for result in found] == sorted((r["score"] for r in found), reverse=True)
 
     def test_one_window_with_an_answer_is_enough(
@@ -269,7 +271,7 @@ class TestAnyText:
         same: Callable[..., None],
     ) -> None:
         task = Answer(runner("ForQuestionAnswering"), texts, top_k=2, handle_impossible_answer=True)
-        inputs = [(QUESTION, context) for context in (PARIS, LONG, "", "France", " a")]
+        inputs = [(QUESTION, context) for context in (PARIS, VARIED, "", "France", " a")]
         order = random.Random(7).sample(range(len(inputs)), len(inputs))
         found = run(task, [inputs[index] for index in order], batch_tokens)
         same(found, [run(task, [inputs[index]])[0] for index in order])

@@ -257,8 +257,9 @@ class TestRefusals:
         assert refusal(CPU, "fp32") is None
 
     def test_a_cpu_without_bf16(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Operations:
-            _is_mkldnn_bf16_supported = staticmethod(lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        assert refusal(CPU, "bf16") == "this CPU has no bf16 products (AVX512-BF16)"
 
-        monkeypatch.setattr(fused.torch.ops, "mkldnn", Operations)
-        assert refusal(CPU, "bf16") == "this CPU computes in bf16 more slowly than in fp32"
+    def test_another_kind_of_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fused.platform, "machine", lambda: "aarch64")
+        assert refusal(CPU, "auto") == "it is made for x86 CPUs, not for aarch64"

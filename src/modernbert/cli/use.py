@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ from modernbert.cli.options import (
     note_precision,
     with_model,
 )
+
+if TYPE_CHECKING:  # torch is loaded when a verb runs, not to print its help
+    from modernbert.infer.embedding import EncodeOptions
 
 
 @with_model
@@ -121,13 +124,13 @@ def embed(
     from modernbert.infer.quantize import quantize
 
     given = Given(texts)
-    options = {"prompt_name": prompt_name, "prompt": prompt, "pooling": pooling}
+    options: EncodeOptions = {"prompt_name": prompt_name, "prompt": prompt, "pooling": pooling}
     encoder = choice.load(given.sample(), **options)
 
+    options |= {"normalize_embeddings": normalize, "truncate_dim": truncate_dim}
+
     def vectors(texts: Any) -> Any:
-        exact = encoder.encode(
-            list(texts), **options, normalize_embeddings=normalize, truncate_dim=truncate_dim
-        )
+        exact = encoder.encode(list(texts), **options)
         note_precision(exact, precision)
         return quantize(exact, precision).tolist()
 
@@ -143,7 +146,7 @@ def similarity(
     as_json: AsJson = False,
 ) -> None:
     """Compare each text with each, by the model's similarity."""
-    options = {"prompt_name": prompt_name, "prompt": prompt}
+    options: EncodeOptions = {"prompt_name": prompt_name, "prompt": prompt}
     all_texts = Given(texts).all()
     encoder = choice.load(all_texts, **options)
     embeddings = encoder.encode(all_texts, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -40,6 +40,17 @@ class _Search:
     pieces: Pieces
     spans: list[Span]
     before: int
+
+
+class AnswerOptions(TypedDict, total=False):
+    """The options of `Answer`, which says what they mean."""
+
+    top_k: int
+    max_answer_len: int
+    handle_impossible_answer: bool
+    align_to_words: bool
+    doc_stride: int
+    max_seq_len: int | None
 
 
 class Answer(Task[AnswerInput, Array, dict[str, Any] | list[dict[str, Any]]]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,33 @@ Role = Literal["query", "document"]
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
 
 logger = logging.getLogger(__name__)
+
+
+class EmbedOptions(TypedDict, total=False):
+    """The options of `Embed`, which says what they mean."""
+
+    pooling: str | Sequence[str] | None
+    normalize_embeddings: bool
+    truncate_dim: int | None
+    output_value: str
+    precision: str
+    ranges: Row | None
+    convert_to_numpy: bool
+    convert_to_tensor: bool
+
+
+class EncodeOptions(EmbedOptions, total=False):
+    """The options of `Encoder.encode`: those of `Embed`, and more.
+
+    Attributes:
+        prompt_name: Name of one of the model's prompts, put before each text.
+        prompt: The prompt itself.
+        show_progress_bar: Show how far a list is, with the rate and the time to go.
+    """
+
+    prompt_name: str | None
+    prompt: str | None
+    show_progress_bar: bool
 
 
 class Embed(Task[str, Row, Row]):

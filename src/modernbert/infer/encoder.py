@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -17,12 +17,12 @@ from torch import Tensor
 from modernbert import telemetry
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import InputError
-from modernbert.infer.answer import Answer
+from modernbert.infer.answer import Answer, AnswerOptions
 from modernbert.infer.arguments import is_dict, is_pair, is_text, is_text_or_dict
 from modernbert.infer.choose import Choose
 from modernbert.infer.chunking import MAX_CHUNK_TOKENS, EmbedChunks
 from modernbert.infer.classify import Classify
-from modernbert.infer.embedding import Embed, Role, choose_prompt
+from modernbert.infer.embedding import Embed, EmbedOptions, EncodeOptions, Role, choose_prompt
 from modernbert.infer.embedding_head import EmbeddingConfig, EmbeddingHead
 from modernbert.infer.engine import Engine
 from modernbert.infer.fill_mask import FillMask
@@ -130,18 +130,12 @@ class Encoder:
         runner = self._runner("fill_mask")
         return self._serve(FillMask(runner, self.texts, top_k=top_k, targets=targets), text, is_text)
 
-    def encode(
-        self, inputs: Any, *, prompt_name: str | None = None, prompt: str | None = None, **options: Any
-    ) -> Any:
+    def encode(self, inputs: Any, **options: Unpack[EncodeOptions]) -> Any:
         """Embed texts, as sentence-transformers' `encode`.
 
         Args:
             inputs: Text or texts.
-            prompt_name: Name of one of the model's prompts, put before each text.
-            prompt: The prompt itself.
-            **options: Of `modernbert.infer.embedding.Embed`: `pooling`, `normalize_embeddings`,
-                `truncate_dim`, `output_value`, `precision`, `ranges`, `convert_to_numpy` and
-                `convert_to_tensor`; and `show_progress_bar`, with the rate and the time to go.
+            **options: See `modernbert.infer.embedding.EncodeOptions`.
 
         Returns:
             fp32 `[E]` for a text, `[N, E]` for several; from an iterator an iterator of `[E]`. With
@@ -151,19 +145,15 @@ class Encoder:
             InputError: What is no string, or an argument out of range.
             ConfigError: An unknown pooling or prompt.
         """
-        return self._encode(inputs, None, prompt_name, prompt, options)
+        return self._encode(inputs, None, **options)
 
-    def encode_query(
-        self, inputs: Any, *, prompt_name: str | None = None, prompt: str | None = None, **options: Any
-    ) -> Any:
+    def encode_query(self, inputs: Any, **options: Unpack[EncodeOptions]) -> Any:
         """Embed queries: `encode` with the model's prompt `query`."""
-        return self._encode(inputs, "query", prompt_name, prompt, options)
+        return self._encode(inputs, "query", **options)
 
-    def encode_document(
-        self, inputs: Any, *, prompt_name: str | None = None, prompt: str | None = None, **options: Any
-    ) -> Any:
+    def encode_document(self, inputs: Any, **options: Unpack[EncodeOptions]) -> Any:
         """Embed documents: `encode` with the model's prompt `document`."""
-        return self._encode(inputs, "document", prompt_name, prompt, options)
+        return self._encode(inputs, "document", **options)
 
     def encode_chunks(
         self,
@@ -257,15 +247,14 @@ class Encoder:
         )
         return self._serve(task, inputs, is_text)
 
-    def answer(self, question: Any, context: str | None = None, **options: Any) -> Any:
+    def answer(self, question: Any, context: str | None = None, **options: Unpack[AnswerOptions]) -> Any:
         """Find the answer to a question in a text of any length.
 
         Args:
             question: The question; or, without `context`, a dict with `question` and `context`, or several
                 dicts or pairs.
             context: Where the answer is.
-            **options: Of `modernbert.infer.answer.Answer`: `top_k`, `max_answer_len`,
-                `handle_impossible_answer`, `align_to_words`, `doc_stride`, `max_seq_len`.
+            **options: See `modernbert.infer.answer.AnswerOptions`.
 
         Returns:
             `{"score", "start", "end", "answer"}`, in characters of the context; a list of them if `top_k` is
@@ -383,17 +372,16 @@ class Encoder:
         self,
         inputs: Any,
         role: Role | None,
-        prompt_name: str | None,
-        prompt: str | None,
-        options: Mapping[str, Any],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        show_progress_bar: bool = False,
+        **options: Unpack[EmbedOptions],
     ) -> Any:
         chosen = choose_prompt(self.embedding_config, prompt=prompt, prompt_name=prompt_name, role=role)
         runner = self._encoder_runner("encode")
-        own = {name: value for name, value in options.items() if name != "show_progress_bar"}
-        task = Embed(runner, self.texts, self.embedding_head, prompt=chosen, **own)
-        results = self._serve(
-            task, inputs, is_text, title="encode" if options.get("show_progress_bar") else None
-        )
+        task = Embed(runner, self.texts, self.embedding_head, prompt=chosen, **options)
+        results = self._serve(task, inputs, is_text, title="encode" if show_progress_bar else None)
         if isinstance(results, Iterator):
             return (task.gather([row])[0] for row in results)
         return task.gather([results])[0] if is_text(inputs) else task.gather(results)

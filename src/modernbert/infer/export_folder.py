@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -15,6 +16,8 @@ from modernbert.infer.sentence_folder import MODULES
 from modernbert.infer.sentence_folder import write as write_sentence_folder
 from modernbert.model.checkpoint import Pretrained
 from modernbert.model.encoder import ModernBertModel
+
+log = logging.getLogger(__name__)
 
 
 def export_folder(
@@ -52,6 +55,7 @@ def export_folder(
         head = EmbeddingHead(EmbeddingConfig(width=width, pooling=(pooling,), normalize=normalize))
     elif isinstance(model, ModernBertModel):
         head = encoder.embedding_head
+        _note_what_is_not_in_the_graph(head.config)
     report = export_onnx(
         model,
         target,
@@ -66,6 +70,16 @@ def export_folder(
     if head is not None and not (target / MODULES).exists():
         write_sentence_folder(target, head)
     return report
+
+
+def _note_what_is_not_in_the_graph(config: EmbeddingConfig) -> None:
+    """Say what other programs must do to the graph's embeddings; the `onnx` backend here does it."""
+    if config.truncate_dim is not None:
+        log.warning(
+            "the graph gives all dimensions; keep the first %d, as the model does", config.truncate_dim
+        )
+    if not config.include_prompt and any(config.prompts.values()):
+        log.warning("the graph pools the tokens of a prompt too, which the model leaves out")
 
 
 def _inner(model: Pretrained) -> ModernBertModel:

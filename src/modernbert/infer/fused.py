@@ -11,6 +11,7 @@ result depends on its neighbours.
 from __future__ import annotations
 
 import copy
+import platform
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -33,6 +34,7 @@ HALF_ABOVE_ZERO = torch.tensor(ZERO + 0.5)
 TINY = 1e-12
 """Stands for the step of a row of zeros."""
 FINEST_STEP, STEPS_TO_DOUBLE = 8, 32
+"""Sizes of batches: multiples of 8 tokens at first, then 32 of them until the number has doubled."""
 
 
 def refusal(device: torch.device, precision: str) -> str | None:
@@ -41,10 +43,12 @@ def refusal(device: torch.device, precision: str) -> str | None:
         return f"it runs on a CPU, not on {device}"
     if precision not in ("auto", *get_args(FusedPrecision)):
         return f"it has no {precision}"
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"it is made for x86 CPUs, not for {platform.machine()}"
     if not torch.backends.mkldnn.is_available():
         return "this build of torch is without oneDNN"
-    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "this CPU computes in bf16 more slowly than in fp32"
+    if precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():  # oneDNN would emulate it
+        return "this CPU has no bf16 products (AVX512-BF16)"
     if precision == "int8" and not torch.cpu._is_vnni_supported():
         return "this CPU has no 8-bit products (AVX512-VNNI)"
     return None
@@ -213,9 +217,9 @@ def _copied(weight: Any) -> Tensor:
 
 
 def _with_filler(input_ids: Tensor, layout: SequenceLayout) -> tuple[Tensor, SequenceLayout]:
-    """Add a sequence that makes the number of tokens a multiple of about its 32nd part.
+    """Add a sequence that brings the number of tokens to one of few sizes.
 
-    oneDNN prepares, and keeps, code for each number of tokens that it meets: there should not be many.
+    oneDNN prepares, and keeps, code for each number of tokens that it meets.
     """
     num_tokens = layout.num_tokens
     step = max(FINEST_STEP, 2 ** (num_tokens.bit_length() - 1) // STEPS_TO_DOUBLE)

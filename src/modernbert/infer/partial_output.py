@@ -88,15 +88,11 @@ class PartialOutput:
         Raises:
             ConfigError: Another process holds it.
         """
-        with files.storage_errors(self.output):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
-        with lock:
-            if not _locked(lock.fileno()):
-                raise ConfigError(
-                    f"`{self.output}` is being written by another process; one may at a time; wait for it, "
-                    "or choose another name"
-                )
+        refusal = (
+            f"`{self.output}` is being written by another process; one may at a time; wait for it, or choose "
+            "another name"
+        )
+        with files.hold(self.folder, refusal):
             try:
                 yield
             finally:
@@ -254,15 +250,3 @@ def _check_input(state: State, facts: dict[str, int], path: Path) -> None:
         )
     log.info("%s was changed after the %s rows that are done", path, f"{state.rows:,}")
     state.input = facts
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -69,6 +69,8 @@ class EncoderSource:
         facts = {
             "weights": encoder.name if folder is None else _weights(folder, self._task.runner),
             "arithmetic": _arithmetic(self._task.runner),
+            # What is computed together decides on the last bits.
+            "batch": "alone" if encoder.engine.deterministic else encoder.engine.batch_tokens,
             "tokenizer": encoder.tokenizer.fingerprint,
             "max_length": encoder.max_length,
             "head": _head(encoder.embedding_head),
@@ -98,11 +100,12 @@ def _weights(folder: Path, runner: Runner) -> dict[str, str]:
 
 
 def _arithmetic(runner: Runner) -> str:
-    if isinstance(runner, TorchRunner):
-        model = runner.model
-        precision = model.precision if isinstance(model, FusedEncoder) else runner.precision
-        return f"{precision} on {runner.device.type}" if precision == "auto" else precision
-    return type(runner).__name__
+    if not isinstance(runner, TorchRunner):
+        return type(runner).__name__
+    model = runner.model
+    if isinstance(model, FusedEncoder):
+        return f"fused {model.precision}"
+    return f"{model.backend} {runner.precision} on {runner.device.type}"
 
 
 def _head(head: EmbeddingHead) -> str:

@@ -35,22 +35,11 @@ def hold(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"`folder` is `{folder}`, a file; it must be a folder or new; choose another name")
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        yield
-        return
-    with files.storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"`folder` `{folder}` is in use by another process; one at a time may train there; wait for "
-                "it, stop it, or choose another folder"
-            ) from None
+    refusal = (
+        f"`folder` `{folder}` is in use by another process; one at a time may train there; wait for it, stop "
+        "it, or choose another folder"
+    )
+    with files.hold(folder, refusal):
         yield
 
 
