@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 import modernbert
 from modernbert.data.tokenizer import Tokenizer
-from modernbert.infer import fused
 from modernbert.infer.embedding import Embed
 from modernbert.infer.embedding_head import EmbeddingConfig, EmbeddingHead
 from modernbert.infer.encoder import Encoder
 from modernbert.infer.export import export_onnx
+from modernbert.infer.fused_linear import DnnLinear, Int8Linear
+from modernbert.infer.fused_passes import NativePasses
 from modernbert.infer.onnx_runner import pad
 from modernbert.infer.sentence_folder import write as write_sentence_folder
 from modernbert.infer.task import Prepared
@@ -325,53 +326,56 @@ def run(sequences: Ids) -> tuple[float, Vectors]:
     return time.perf_counter() - began, vectors
 
 
-KINDS = {
-    "matrix products": ("linear_pointwise", "onednn::", "addmm", "aten::mm"),
-    "norms": ("layer_norm",),
-    "other": ("embedding", "index_select", "segment_reduce", "aten::cat", "aten::stack"),
-}
-"""Kinds of work, by what the names of their operations hold. Attention is what happens within its call."""
-ELEMENTWISE = "activations, rotations, casts"
+PRODUCTS = ("linear_pointwise", "onednn::")
+"""What the names of matrix products hold."""
+PASSES = {"attended": "attention", "normed": "norms", "gated": "gates", "stored": "casts"}
+"""Passes between products, and what each is called."""
 ROWS, WIDTH_IN, WIDTH_OUT = 4096, 768, 2304
 
 
 def profile(sequences: Ids) -> dict[str, float]:
     """Encode with what was loaded, of ours, and say which share of the time each kind of work takes."""
-    plain = fused.attention
-
-    def labelled(*arguments: Any) -> torch.Tensor:
-        with torch.profiler.record_function("attention"):
-            return plain(*arguments)
-
-    fused.attention = labelled
+    plain = {name: getattr(NativePasses, name) for name in PASSES}
+    for name, function in plain.items():
+        setattr(NativePasses, name, _labelled(PASSES[name], function))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         seconds, _ = run(sequences)
-    fused.attention = plain
-    spent = dict.fromkeys((*KINDS, "attention", ELEMENTWISE), 0.0)
+    for name, function in plain.items():
+        setattr(NativePasses, name, function)
+    spent = dict.fromkeys(("matrix products", *PASSES.values(), "other"), 0.0)
     for event in profiler.events():
         spent[_kind(event)] += event.self_cpu_time_total / 1e6
     spent["other"] += seconds - sum(spent.values())  # Python between the operations
     return {kind: time / seconds for kind, time in spent.items()}
 
 
+def _labelled(label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def labelled(*arguments: Any) -> Any:
+        with torch.profiler.record_function(label):
+            return function(*arguments)
+
+    return labelled
+
+
 def _kind(event: Any) -> str:
-    parent = event
+    """Name the outermost pass that an event is part of."""
+    kind, parent = "other", event
     while parent is not None:
-        if parent.name == "attention":
-            return "attention"
+        if parent.name in PASSES.values():
+            kind = parent.name
         parent = parent.cpu_parent
-    return next((kind for kind, parts in KINDS.items() if any(p in event.name for p in parts)), ELEMENTWISE)
+    return "matrix products" if any(part in event.name for part in PRODUCTS) else kind
 
 
 @torch.inference_mode()
 def product_rate(precision: str) -> float:
-    """FLOP/s of one large product through the kernels of our fused encoder; int8 counts its quantising."""
+    """FLOP/s of one large product through the kernels of our fused encoder."""
     weight, x = torch.randn(WIDTH_OUT, WIDTH_IN), torch.randn(ROWS, WIDTH_IN)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    layer = (fused.Int8Linear if precision == "int8" else fused.DnnLinear)(weight, dtype)
-    x, seconds = x.to(dtype), []
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.uint8}[precision]
+    layer: Any = (Int8Linear if precision == "int8" else DnnLinear)(weight, dtype)
+    taken, seconds = NativePasses(1, 1e-5, dtype).stored(x), []
     for _ in range(10):
         began = time.perf_counter()
-        layer(x)
+        layer(taken)
         seconds.append(time.perf_counter() - began)
     return 2 * ROWS * WIDTH_IN * WIDTH_OUT / sorted(seconds)[len(seconds) // 2]

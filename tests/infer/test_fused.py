@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from modernbert.errors import BackendError, InputError
 from modernbert.infer import fused
-from modernbert.infer.fused import FusedEncoder, Int8Linear, refusal
+from modernbert.infer.fused import FusedEncoder, refusal
 from modernbert.layout import SequenceLayout, pack
 from modernbert.model import heads
 from modernbert.model.config import EncoderConfig, HeadConfig
 from modernbert.model.encoder import ModernBertModel
 from modernbert.model.init import initialise
+from modernbert.ops.native import kernels
 
 CPU = torch.device("cpu")
 LENGTHS = (1, 2, 64, 65, 128, 129, 1024)
@@ -29,6 +30,14 @@ def needs(precision: str) -> pytest.MarkDecorator:
 
 
 pytestmark = needs("fp32")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["torch", "native"])
+def native(request: pytest.FixtureRequest) -> bool:
+    """Who does what lies between products."""
+    if request.param and (why := kernels.refusal(32)):
+        pytest.skip(why)
+    return bool(request.param)
 
 
 def spread(model: Any) -> Any:
@@ -76,8 +85,8 @@ def exact(plain: ModernBertModel) -> list[Tensor]:
 class TestExact:
     @pytest.fixture(scope="class")
     @classmethod
-    def model(cls, plain: ModernBertModel) -> FusedEncoder:
-        return FusedEncoder(plain)
+    def model(cls, plain: ModernBertModel, native: bool) -> FusedEncoder:
+        return FusedEncoder(plain, native=native)
 
     def test_alone(self, model: FusedEncoder, exact: list[Tensor]) -> None:
         for ids, expected in zip(sequences(*LENGTHS), exact, strict=True):
@@ -109,22 +118,22 @@ class TestExact:
 
 class TestLossy:
     @needs("bf16")
-    def test_bf16(self, plain: ModernBertModel, exact: list[Tensor]) -> None:
-        model = FusedEncoder(plain, "bf16")
+    def test_bf16(self, plain: ModernBertModel, exact: list[Tensor], native: bool) -> None:
+        model = FusedEncoder(plain, "bf16", native)
         for found, expected in zip(encode(model, sequences(*LENGTHS)), exact, strict=True):
             assert found.dtype == torch.float32
             assert cosine(found, expected) > 0.999
 
     @needs("int8")
-    def test_int8(self, plain: ModernBertModel, exact: list[Tensor]) -> None:
-        model = FusedEncoder(plain, "int8")
+    def test_int8(self, plain: ModernBertModel, exact: list[Tensor], native: bool) -> None:
+        model = FusedEncoder(plain, "int8", native)
         for found, expected in zip(encode(model, sequences(*LENGTHS)), exact, strict=True):
             assert found.dtype == torch.float32
             assert cosine(found, expected) > 0.99
 
     @needs("int8")
-    def test_int8_does_not_depend_on_neighbours(self, plain: ModernBertModel) -> None:
-        model = FusedEncoder(plain, "int8")
+    def test_int8_does_not_depend_on_neighbours(self, plain: ModernBertModel, native: bool) -> None:
+        model = FusedEncoder(plain, "int8", native)
         given = sequences(17, 130, 64, 1, 200)
         together = encode(model, given)
         backwards = encode(model, given[::-1])[::-1]
@@ -133,27 +142,6 @@ class TestLossy:
             # A rounding difference can move an activation to the next of 255 codes: a step is 1/127.
             for packed in (found, other):
                 assert cosine(packed, alone) > 1 - 1e-5
-
-    @needs("int8")
-    def test_an_int8_product_has_the_same_bits_whatever_the_neighbours(self) -> None:
-        torch.manual_seed(0)
-        linear = Int8Linear(torch.randn(96, 64), torch.float32)
-        x = torch.randn(40, 64) * torch.logspace(-3, 3, 40)[:, None]
-        whole = linear(x)
-        for rows in (slice(0, 1), slice(3, 11), slice(39, 40)):
-            assert torch.equal(linear(x[rows]), whole[rows])
-
-    @needs("int8")
-    @pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0, 1e6])
-    def test_an_int8_product_is_near_the_exact_one_at_any_scale(self, scale: float) -> None:
-        torch.manual_seed(0)
-        weight, x = torch.randn(96, 64), torch.randn(5, 64) * scale
-        x[2] = 0
-        found, expected = Int8Linear(weight, torch.float32)(x), x @ weight.T
-        assert found.isfinite().all()
-        assert (found[2] == 0).all()
-        # Two roundings of half a step each, in 64 products.
-        assert (found - expected).abs().max() <= 0.05 * max(float(expected.abs().max()), 1e-12)
 
 
 class TestShapes:
@@ -174,7 +162,7 @@ class TestShapes:
     )
     @pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=needs("int8"))])
     def test_of_other_models(self, settings: dict[str, Any], precision: Any) -> None:
-        plain = build("tiny", **settings)
+        plain = build("tiny", **settings)  # where native kernels do not fit, torch serves
         model = FusedEncoder(plain, precision)
         given = sequences(1, 9, 70, 150)
         for found, expected in zip(encode(model, given), encode(plain, given), strict=True):
@@ -221,6 +209,14 @@ class TestHeads:
 
 
 class TestRefusals:
+    def test_native_kernels_that_do_not_fit(self) -> None:
+        odd = build("tiny", hidden_size=66, num_attention_heads=3)
+        assert FusedEncoder(odd).arithmetic == "fp32, torch"
+        with pytest.raises(
+            BackendError, match=r"^the native kernels cannot serve: heads are 22 wide; they must"
+        ):
+            FusedEncoder(odd, native=True)
+
     def test_input_that_does_not_fit(self) -> None:
         model = FusedEncoder(build("tiny", max_position_embeddings=16))
         with pytest.raises(InputError, match="a sequence has 17 tokens; this model takes at most 16"):

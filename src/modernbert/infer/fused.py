@@ -1,16 +1,17 @@
 """The encoder re-arranged for a CPU: the same mathematics in fewer and faster passes over memory.
 
-Three things differ from `ModernBertModel`, none of which changes a result beyond rounding. Weights are packed
+Four things differ from `ModernBertModel`, none of which changes a result beyond rounding. Weights are packed
 once into the form that the CPU's matrix unit reads, by oneDNN, which also adds residuals, applies the GELU
-and multiplies the gate while a product is still in registers. The rows of the query and key weights are
-permuted so that each rotated pair is adjacent: a rotation is then one complex product, in place. And in
-`int8` both sides of a product are 8-bit integers: weights by output channel, activations by token, so that no
-result depends on its neighbours.
+and multiplies the gate while a product is still in registers. What lies between products is done by kernels
+of our own in one pass each (`ops.native`; by torch where there is no C compiler). The rows of the query and
+key weights are permuted so that each rotated pair is adjacent. And in `int8` both sides of a product are
+8-bit integers: weights by output channel, activations by token, so that no result depends on its neighbours.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import platform
 from typing import Any, Literal, cast, get_args
 
@@ -19,22 +20,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modernbert.errors import BackendError
+from modernbert.infer.fused_linear import DnnGated, DnnLinear, Int8Gated, Int8Linear
+from modernbert.infer.fused_passes import NativePasses, Passes, TorchPasses
 from modernbert.layout import SequenceLayout
 from modernbert.model.config import EncoderConfig, LayerPlan
 from modernbert.model.encoder import ModernBertModel, check_input
 from modernbert.model.layers import Block
-from modernbert.ops.attention import attention
+from modernbert.ops.native import kernels
 from modernbert.ops.rotary import rotary_table
+
+log = logging.getLogger(__name__)
 
 FusedPrecision = Literal["fp32", "bf16", "int8"]
 
-ZERO = 128
-"""The code of zero in unsigned activations."""
-HALF_ABOVE_ZERO = torch.tensor(ZERO + 0.5)
-TINY = 1e-12
-"""Stands for the step of a row of zeros."""
-FINEST_STEP, STEPS_TO_DOUBLE = 8, 32
-"""Sizes of batches: multiples of 8 tokens at first, then 32 of them until the number has doubled."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.uint8}
+"""Of activations."""
+FINEST_STEP, STEPS_TO_DOUBLE = 8, 16
+"""Sizes of batches: multiples of 8 tokens at first, then 16 of them until the number has doubled."""
 
 
 def refusal(device: torch.device, precision: str) -> str | None:
@@ -60,22 +62,31 @@ class FusedEncoder(nn.Module):
     Args:
         encoder: Whose weights are copied; it may be dropped afterwards.
         precision: `fp32` is exact to rounding; `bf16` and `int8` are faster and lossy.
+        native: Whether kernels of our own do what lies between products; None: where they can be had.
 
     Raises:
         BackendError: This machine cannot run it.
     """
 
-    def __init__(self, encoder: ModernBertModel, precision: FusedPrecision = "fp32") -> None:
+    def __init__(
+        self, encoder: ModernBertModel, precision: FusedPrecision = "fp32", native: bool | None = None
+    ) -> None:
         super().__init__()
         why = refusal(torch.device("cpu"), precision)
         if why is not None:
             raise BackendError(f"the `fused` backend cannot serve: {why}; choose `auto` or `portable`")
-        self.config: EncoderConfig = encoder.config
+        config = encoder.config
+        dtype, is_native = DTYPES[precision], _is_native(config, native)
+        self.config: EncoderConfig = config
         self.precision = precision
+        self.arithmetic = f"{precision}, {'native' if is_native else 'torch'}"
+        """What results depend on, to their last bits."""
+        kind = NativePasses if is_native else TorchPasses
+        passes: Passes = kind(config.num_attention_heads, config.norm_eps, dtype)
         self.embeddings = copy.deepcopy(encoder.embeddings).float()
         self.layers = [
-            _FusedBlock(cast(Block, block), plan, encoder.config, precision)
-            for block, plan in zip(encoder.layers, encoder.config.layer_plan, strict=True)
+            _FusedBlock(cast(Block, block), plan, config.head_dim, passes, dtype)
+            for block, plan in zip(encoder.layers, config.layer_plan, strict=True)
         ]
         self.final_norm = copy.deepcopy(encoder.final_norm).float()
 
@@ -99,117 +110,37 @@ class _FusedBlock:
     """One layer; the names are those of `modernbert.model.layers.Block`. The residual stream is fp32."""
 
     def __init__(
-        self, block: Block, plan: LayerPlan, config: EncoderConfig, precision: FusedPrecision
+        self, block: Block, plan: LayerPlan, head_dim: int, passes: Passes, dtype: torch.dtype
     ) -> None:
-        self.dtype = dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        linear, gated = (Int8Linear, Int8Gated) if precision == "int8" else (DnnLinear, DnnGated)
+        linear, gated = (Int8Linear, Int8Gated) if dtype == torch.uint8 else (DnnLinear, DnnGated)
         self.window = plan.window
-        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.norm_eps = config.norm_eps
+        self.passes = passes
         has_norm = isinstance(block.attn_norm, nn.LayerNorm)
         self.attn_norm = _copied(block.attn_norm.weight) if has_norm else None
         self.mlp_norm = _copied(block.mlp_norm.weight)
-        self.Wqkv = linear(_paired(block.attn.Wqkv.weight.detach(), config.head_dim), dtype)
-        self.attn_Wo = linear(block.attn.Wo.weight.detach(), dtype)
-        self.Wi = gated(block.mlp.Wi.weight.detach(), dtype)
-        self.mlp_Wo = linear(block.mlp.Wo.weight.detach(), dtype)
+        self.Wqkv: Any = linear(_paired(block.attn.Wqkv.weight.detach(), head_dim), dtype)
+        self.attn_Wo: Any = linear(block.attn.Wo.weight.detach(), dtype)
+        self.Wi: Any = gated(block.mlp.Wi.weight.detach(), dtype)
+        self.mlp_Wo: Any = linear(block.mlp.Wo.weight.detach(), dtype)
 
     def __call__(self, x: Tensor, layout: SequenceLayout, turns: Tensor) -> Tensor:
-        """Map `[T, D]` to `[T, D]`."""
-        normed = x.to(self.dtype) if self.attn_norm is None else self._norm(x, self.attn_norm)
-        x = self.attn_Wo.plus(self._attend(self.Wqkv(normed), layout, turns), x)
-        return self.mlp_Wo.plus(self.Wi(self._norm(x, self.mlp_norm)), x)
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.layer_norm(x, weight.shape, weight, None, self.norm_eps).to(self.dtype)
-
-    def _attend(self, qkv: Tensor, layout: SequenceLayout, turns: Tensor) -> Tensor:
-        """Rotate queries and keys, and mix: `[T, 3 * D]` to `[T, D]`."""
-        heads = qkv.float().unflatten(1, (3 * self.num_heads, self.head_dim))
-        pairs = torch.view_as_complex(heads.unflatten(2, (-1, 2)))[:, : 2 * self.num_heads]
-        pairs.mul_(turns)
-        q, k, v = heads.unflatten(1, (3, self.num_heads)).unbind(1)
-        return attention(q, k, v, layout, self.window, "portable").flatten(1).to(qkv.dtype)
+        """Map `[T, D]` to `[T, D]`; `x` may be overwritten."""
+        passes = self.passes
+        taken = passes.stored(x) if self.attn_norm is None else passes.normed(x, self.attn_norm)
+        qkv, scales = self.Wqkv(taken)
+        x = self.attn_Wo.plus(passes.attended(qkv, scales, layout, turns, self.window), x)
+        return cast(Tensor, self.mlp_Wo.plus(self.Wi(passes.normed(x, self.mlp_norm), passes), x))
 
 
-class DnnLinear:
-    """A linear layer whose weight oneDNN has packed; weight and activations in one dtype, fp32 or bf16."""
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous())
-
-    def __call__(self, x: Tensor, activation: Literal["none", "gelu"] = "none") -> Tensor:
-        """Map `[T, D]` to `[T, F]`."""
-        # The last argument says which GELU: not that by tanh.
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, activation, [], "none")
-        return product
-
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Add the result to `residual`, fp32."""
-        if x.dtype == residual.dtype:
-            return self.combined(x, residual, "add")
-        return self(x).float().add_(residual)
-
-    def combined(self, x: Tensor, other: Tensor, operation: Literal["add", "mul"]) -> Tensor:
-        """Add the result to `other`, or multiply them, before it is written to memory."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, None, operation)
-        return product
-
-
-class DnnGated:
-    """The GeGLU's first half: `gelu(x A) * (x B)`."""
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.activated, self.gate = (DnnLinear(half, dtype) for half in weight.chunk(2))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map `[T, D]` to `[T, F]`."""
-        return self.gate.combined(x, self.activated(x, "gelu"), "mul")
-
-
-class Int8Linear:
-    """A linear layer in 8-bit integers: a step for each output channel and, as they come, for each token."""
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.steps = weight.float().abs().amax(1).clamp_min(TINY) / 127
-        codes = (weight.float() / self.steps[:, None]).round().to(torch.int8)
-        self.weight = torch.ops.onednn.qlinear_prepack(codes, None)
-        self.zeros = torch.zeros(len(codes), dtype=torch.int64)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map `[T, D]` to `[T, F]`."""
-        product, step = self._product(x)
-        return product.mul_(step)
-
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Add the result to `residual`."""
-        product, step = self._product(x)
-        return torch.addcmul(residual, product, step)
-
-    def _product(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the product and the steps of the tokens, `[T, 1]`, that it is to be multiplied by."""
-        low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)  # faster than `aminmax`, twenty times
-        step = torch.maximum(high, -low).clamp_min_(TINY).div_(127)
-        # Unsigned, as the CPU wants the left side; the half makes the cast, which cuts off, round.
-        codes = torch.addcmul(HALF_ABOVE_ZERO, x, step.reciprocal()).to(torch.uint8)
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            *(codes, 1.0, ZERO, self.weight, self.steps, self.zeros, None),
-            *(1.0, 0, self.dtype, "none", [], ""),
-        )
-        return product, step
-
-
-class Int8Gated:
-    """The GeGLU's first half, `gelu(x A) * (x B)`, in 8-bit integers."""
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.linear = Int8Linear(weight, dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map `[T, D]` to `[T, F]`."""
-        activated, gate = self.linear(x).chunk(2, dim=1)
-        return functional.gelu(activated).mul_(gate)
+def _is_native(config: EncoderConfig, native: bool | None) -> bool:
+    """Whether native kernels are to serve; it is logged."""
+    if native is False:
+        return False
+    why = kernels.refusal(config.head_dim, config.hidden_size, config.intermediate_size)
+    if why is not None and native:
+        raise BackendError(f"the native kernels cannot serve: {why}; leave `native` open")
+    log.info("native kernels: %s", "used" if why is None else f"not used, torch serves: {why}")
+    return why is None
 
 
 def _copied(weight: Any) -> Tensor:

@@ -104,7 +104,7 @@ def _arithmetic(runner: Runner) -> str:
         return type(runner).__name__
     model = runner.model
     if isinstance(model, FusedEncoder):
-        return f"fused {model.precision}"
+        return f"fused {model.arithmetic}"
     return f"{model.backend} {runner.precision} on {runner.device.type}"
 
 
