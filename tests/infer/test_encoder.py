@@ -370,3 +370,9 @@ def test_a_progress_bar_changes_no_result(folder: Any, capsys: pytest.CaptureFix
     assert "3 texts" in capsys.readouterr().err
     assert (shown == encoder.encode(texts)).all()
     assert capsys.readouterr().err == ""
+
+
+def test_the_batch_size_of_sentence_transformers_changes_nothing(folder: Any) -> None:
+    encoder = modernbert.load(folder("Model"), device="cpu")
+    texts = ["the river", "a small town", "of France"]
+    assert (encoder.encode(texts, batch_size=1) == encoder.encode(texts)).all()

@@ -49,11 +49,14 @@ class EncodeOptions(EmbedOptions, total=False):
         prompt_name: Name of one of the model's prompts, put before each text.
         prompt: The prompt itself.
         show_progress_bar: Show how far a list is, with the rate and the time to go.
+        batch_size: Of sentence-transformers, for code written for it. It changes nothing: batches are of
+            tokens here, see `batch_tokens` of `modernbert.load`.
     """
 
     prompt_name: str | None
     prompt: str | None
     show_progress_bar: bool
+    batch_size: int
 
 
 class Embed(Task[str, Row, Row]):

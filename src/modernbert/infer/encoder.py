@@ -376,6 +376,7 @@ class Encoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         show_progress_bar: bool = False,
+        batch_size: int = 0,
         **options: Unpack[EmbedOptions],
     ) -> Any:
         chosen = choose_prompt(self.embedding_config, prompt=prompt, prompt_name=prompt_name, role=role)
