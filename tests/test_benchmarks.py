@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import contenders, encode_cpu, tables
+from benchmarks import contenders, encode_cpu, loader, tables
 from benchmarks.contenders import CONTENDERS, DETERMINISTIC, REFERENCE, Failure, Isolated
 from benchmarks.encode_cpu import Figures
 
@@ -115,3 +117,16 @@ def test_a_checkpoint_for_all_has_layers_that_count(tmp_path: Path) -> None:
     mine = contenders.ours(tmp_path, dtype="float32")(ids)
     theirs = contenders.with_transformers(tmp_path, contenders.torch.float32)(ids)
     np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+def test_the_loader_is_measured_at_both_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["loader", "--quick", "--ranks", "2"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    loader.main()
+    (path,) = tmp_path.glob("loader_*.json")
+    record = json.loads(path.read_text())
+    assert [row["sequence_length"] for row in record["rows"]] == [1024, 8192]
+    for row in record["rows"]:
+        assert row["slowest"] <= row["tokens_per_second"] <= row["fastest"]
+        assert row["filled"] > 0.9
+        assert 0 <= row["wait_share"] <= 1

@@ -210,11 +210,30 @@ class TestOverride:
             config.override({}, [f"a.b={text}"])
         assert str(caught.value) == f"`{text}`, the value of `a.b`, is not valid YAML; quote it"
 
-    @pytest.mark.parametrize("item", ["2", "-1", "last", "²"])
-    def test_refuses_an_item_that_is_not_there(self, item: str) -> None:
+    def test_an_item_of_a_list_may_be_meant_by_its_name(self) -> None:
+        names = [stage["name"] for stage in TREE["stages"]]
+        changed = config.override(TREE, [f"stages.{names[1]}.tokens=7"])
+        assert changed == config.override(TREE, ["stages.1.tokens=7"])
+        numbered = {"stages": [{"name": "1"}, {"name": "0"}]}
+        assert config.override(numbered, ["stages.1.tokens=7"])["stages"][0] == {"name": "1", "tokens": 7}
+
+    @pytest.mark.parametrize(
+        ("item", "hint"),
+        [
+            ("2", "; count from 0"),
+            ("-1", "; it must be one of: a, b"),
+            ("last", "; it must be one of: a, b"),
+            ("²", "; it must be one of: a, b"),
+        ],
+    )
+    def test_refuses_an_item_that_is_not_there(self, item: str, hint: str) -> None:
         with pytest.raises(ConfigError) as caught:
             config.override(TREE, [f"stages.{item}.tokens=1"])
-        assert str(caught.value) == f"`stages.{item}.tokens` names item `{item}` of a list of 2; count from 0"
+        assert str(caught.value) == f"`stages.{item}.tokens` names item `{item}` of a list of 2{hint}"
+
+    def test_refuses_an_item_of_a_list_without_names(self) -> None:
+        with pytest.raises(ConfigError, match="names item `x` of a list of 2; count from 0"):
+            config.override({"betas": [1, 2]}, ["betas.x=1"])
 
     def test_refuses_to_go_below_a_plain_value(self) -> None:
         with pytest.raises(ConfigError) as caught:

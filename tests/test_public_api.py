@@ -14,7 +14,16 @@ import modernbert
 
 SOURCE = Path(__file__).parents[1] / "src"
 HEAVY = ("torch", "numpy", "transformers", "tokenizers", "pyarrow", "matplotlib", "typer", "rich", "yaml")
-EXTRAS = ("transformers", "pyarrow", "matplotlib", "optimi", "pytest", "hypothesis")
+EXTRAS = (
+    "transformers",
+    "pyarrow",
+    "datasets",
+    "matplotlib",
+    "tensorboard",
+    "optimi",
+    "pytest",
+    "hypothesis",
+)
 
 LOADED_BY = """
 import importlib, json, sys

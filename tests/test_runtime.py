@@ -119,6 +119,20 @@ class TestStopSignals:
                 os.kill(os.getpid(), signal.SIGINT)
         assert stop.name == first.name
 
+    def test_one_of_several_processes_may_be_told_twice(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """By the launcher and by the system."""
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert runtime.is_launched()
+        with caplog.at_level(logging.WARNING, "modernbert"), runtime.stop_signals() as stop:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.name == "SIGTERM"
+        assert {record.getMessage() for record in caplog.records} == {
+            "SIGTERM: saving after this step, then stopping"
+        }
+
     def test_the_handlers_come_back_after_an_error(self) -> None:
         before = self.handlers()
         with pytest.raises(RuntimeError, match="broken"), runtime.stop_signals():

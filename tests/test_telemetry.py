@@ -310,3 +310,18 @@ class TestJsonLines:
         monkeypatch.setattr(Path, "open", full)
         with pytest.raises(StorageError, match=r"metrics\.jsonl`: the disk is full; free space"):
             telemetry.JsonLines(tmp_path / "metrics.jsonl").write({"step": 1})
+
+
+def test_of_several_processes_the_first_speaks(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def speak() -> None:
+        telemetry.result("a result")
+        telemetry.note("a remark")
+
+    monkeypatch.setenv("RANK", "1")
+    speak()
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    speak()
+    assert capfd.readouterr() == ("a result\n", "a remark\n")

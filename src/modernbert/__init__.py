@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         ModernBertForTokenClassification,
     )
     from modernbert.model.padded import PaddedModel
-    from modernbert.train.optim import StableAdamW
+    from modernbert.train.stable_adamw import StableAdamW
 
 __all__ = [
     "BackendError",
@@ -78,7 +78,7 @@ _MODULES = {
     "ModernBertModel": "modernbert.model.encoder",
     "PaddedModel": "modernbert.model.padded",
     "SequenceLayout": "modernbert.layout",
-    "StableAdamW": "modernbert.train.optim",
+    "StableAdamW": "modernbert.train.stable_adamw",
     "StorageError": "modernbert.errors",
     "Tokenizer": "modernbert.data.tokenizer",
     "load": "modernbert.infer.loading",

@@ -43,7 +43,10 @@ def load(path: Path) -> Tree:
 
 
 def override(tree: Mapping[str, Any], assignments: Iterable[str]) -> Tree:
-    """Apply `a.b=c` assignments (values are YAML; `phases.0.tokens=5` reaches into a list)."""
+    """Apply `a.b=c` assignments.
+
+    Values are YAML. `phases.0.tokens=5` reaches into a list, `phases.decay.tokens=5` to its item so named.
+    """
     result: Any = _copy(tree)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
@@ -223,9 +226,7 @@ def _assign(node: Any, path: list[str], value: Any, depth: int = 0) -> None:
     """Set `value` at `path[depth:]` below `node`, in mappings and lists, making mappings on the way."""
     key: Any = path[depth]
     if isinstance(node, list):
-        if not key.isdecimal() or int(key) >= len(node):
-            raise ConfigError(f"`{'.'.join(path)}` names item `{key}` of a list of {len(node)}; count from 0")
-        key = int(key)
+        key = _place(node, key, path)
     elif not isinstance(node, dict):
         above = ".".join(path[:depth])
         raise ConfigError(
@@ -238,6 +239,18 @@ def _assign(node: Any, path: list[str], value: Any, depth: int = 0) -> None:
     if isinstance(node, dict) and node.get(key) is None:
         node[key] = {}
     _assign(node[key], path, value, depth + 1)
+
+
+def _place(items: list[Any], key: str, path: list[str]) -> int:
+    """Return which item of a list a key means: by its number, or by its `name`."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
+    if key.isdecimal() and int(key) < len(items):
+        return int(key)
+    known = [name for name in names if isinstance(name, str)]
+    hint = did_you_mean(key, known) if known and not key.isdecimal() else "; count from 0"
+    raise ConfigError(f"`{'.'.join(path)}` names item `{key}` of a list of {len(items)}{hint}")
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -45,6 +45,15 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
+def uses_bf16(device: torch.device, precision: Precision) -> bool:
+    """Whether training in `precision` computes its products in bf16; `auto` does if the device has them."""
+    return precision == "bf16" or (
+        precision == "auto"
+        and device.type == "cuda"
+        and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+
+
 def autocast(
     device: torch.device, precision: Precision | Literal["fp16"]
 ) -> contextlib.AbstractContextManager[None]:
@@ -52,14 +61,64 @@ def autocast(
 
     `auto` takes bf16 on a GPU that computes in it natively, fp32 elsewhere. Weights stay fp32.
     """
-    wants_bf16 = precision == "bf16" or (
-        precision == "auto"
-        and device.type == "cuda"
-        and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    if wants_bf16 or precision == "fp16":
+    if precision == "fp16" or uses_bf16(device, precision):
         return torch.autocast(device.type, dtype=torch.float16 if precision == "fp16" else torch.bfloat16)
     return contextlib.nullcontext()
+
+
+PEAK_TFLOPS: Mapping[str, float] = {
+    "GB200": 2500.0,
+    "B200": 2250.0,
+    "H200 NVL": 835.5,
+    "H200": 989.4,
+    "H100 PCIe": 756.5,
+    "H100 NVL": 835.5,
+    "H100": 989.4,
+    "H800": 989.4,
+    "H20": 148.0,
+    "A100": 311.9,
+    "A800": 311.9,
+    "A40": 149.7,
+    "A30": 165.0,
+    "A10": 125.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+    "RTX A6000": 154.8,
+    "MI300X": 1307.4,
+}
+"""Dense bf16 products with fp32 sums, in 10^12 operations a second, by the words of the device's name, as its
+maker states them. Of two entries that fit, the first holds."""
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Return a device's entry in `PEAK_TFLOPS`, or None: an unknown device, or a slice of one (MIG)."""
+    words = set(re.findall(r"\w+", device_name))
+    if "MIG" in words:
+        return None
+    return next((peak for name, peak in PEAK_TFLOPS.items() if words.issuperset(name.split())), None)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most memory, in bytes, in use since the last call; of a CPU, since the process began.
+
+    On a GPU: what tensors took. On a CPU: what the process took; None where the system does not say.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def synchronize(device: torch.device) -> None:
@@ -70,18 +129,9 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def require_one_process() -> None:
-    """Refuse to be one of several processes that a launcher started, which would all do the same work.
-
-    Raises:
-        ConfigError: WORLD_SIZE is above 1.
-    """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1":
-        raise ConfigError(
-            f"WORLD_SIZE is {world}: a launcher started several processes; training runs in one for now; "
-            "start it without the launcher"
-        )
+def is_launched() -> bool:
+    """Whether this is one of several processes that a launcher such as `torchrun` started."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 class StopRequest:
@@ -92,7 +142,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Let Ctrl-C and SIGTERM ask for an orderly stop; a second one, of either, acts at once."""
+    """Let Ctrl-C and SIGTERM ask for an orderly stop; a second one, of either, acts at once.
+
+    Not so in one of several processes: it may get the same signal from the launcher and from the system.
+    """
     stop = StopRequest()
     before: dict[int, Any] = {}
 
@@ -102,6 +155,9 @@ def stop_signals() -> Iterator[StopRequest]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.name = signal.Signals(number).name
+        if is_launched():
+            log.warning("%s: saving after this step, then stopping", stop.name)
+            return
         give_back()
         log.warning("%s: saving after this step, then stopping; a second one stops at once", stop.name)
 

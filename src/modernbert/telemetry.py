@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ def configure_logging(*, verbose: bool = False) -> None:
     handler = RichHandler(console=_STDERR, show_path=False, show_time=False, markup=False)
     logger = logging.getLogger("modernbert")
     logger.handlers = [handler]
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO if is_heard() else logging.WARNING)
 
 
 def accept_any_text() -> None:
@@ -54,9 +55,15 @@ def accept_any_text() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def is_heard() -> bool:
+    """Whether this process speaks: of several that a launcher started, the first does. Warnings all do."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def result(text: str) -> None:
     """Write a result to stdout."""
-    print(text)
+    if is_heard():
+        print(text)
 
 
 def result_json(value: Any) -> None:
@@ -66,7 +73,8 @@ def result_json(value: Any) -> None:
 
 def note(text: str = "") -> None:
     """Write a remark to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    if is_heard():
+        print(text, file=sys.stderr, flush=True)
 
 
 def table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
@@ -76,7 +84,8 @@ def table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
         sheet.add_column(name, justify="right" if name != next(iter(rows[0])) else "left")
     for row in rows:
         sheet.add_row(*(str(value) for value in row.values()))
-    _STDERR.print(sheet)
+    if is_heard():
+        _STDERR.print(sheet)
 
 
 @contextlib.contextmanager
@@ -89,7 +98,7 @@ def progress(title: str, total: float | None, unit: str, done: float = 0) -> Ite
         unit: What a unit is called.
         done: Units done before, which count for the bar and not for the rate.
     """
-    meter = (_Bar if sys.stderr.isatty() else _Lines)(title, total, unit, done)
+    meter = (_Bar if sys.stderr.isatty() and is_heard() else _Lines)(title, total, unit, done)
     with meter:
         yield meter
 

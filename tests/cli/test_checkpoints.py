@@ -62,3 +62,14 @@ def test_exports_that_cannot_be(models: Callable[..., Path], tmp_path: Path, com
     assert "unknown pooling `men`" in refused("--pooling", "men")
     assert "`opset` is 9" in refused("--opset", 9)
     assert not (tmp_path / "out").exists()
+
+
+def test_perplexity(model: Path, text_file: Path, command: Any) -> None:
+    arguments = ["perplexity", text_file, "-m", model, "--length", 16, "--length", 8, "--device", "cpu"]
+    printed = command(*arguments).splitlines()
+    assert [line.split(",")[0] for line in printed] == ["length 8", "length 16"]
+    assert all("pseudo-perplexity " in line and "masked at once 1 in 8" in line for line in printed)
+    short, long = json.loads(command(*arguments, "--stride", 0, "--json"))
+    assert (short["stride"], long["length"]) == (None, 16)
+    assert short["num_tokens"] == long["num_tokens"]
+    assert "`stride` is 1; it must be at least 2" in command(*arguments, "--stride", 1, code=1).error

@@ -35,6 +35,14 @@ def test_a_tokenizer_is_trained_on_a_folder_of_json_lines(tmp_path: Path, comman
     assert Tokenizer.from_pretrained(tmp_path / "out").token_id("abc") is not None
 
 
+def test_words_are_proposed_for_the_unused_tokens(model: Path, tmp_path: Path, command: Any) -> None:
+    """As `pretrain` takes them: its overrides are YAML, of which JSON is a part."""
+    (tmp_path / "text.txt").write_text("a xylophone, the xylophone and a zygote\n" * 5, encoding="utf-8")
+    printed = command("tokenizer", "words", tmp_path / "text.txt", "-m", model, "--json")
+    assert json.loads(printed)[:2] == ["xylophone", "zygote"]
+    assert command("tokenizer", "words", tmp_path, "-m", model, "--count", 1) == "xylophone\n"
+
+
 def test_tokenizers_that_cannot_be(text_file: Path, model: Path, tmp_path: Path, command: Any) -> None:
     def refused(*arguments: object) -> str:
         return command("tokenizer", *arguments, code=1).error

@@ -61,6 +61,8 @@ def test_a_dry_run_prints_the_run_and_does_nothing(
     assert table[0].strip() == "Phases"
     assert any("short" in line and "512" in line and "32" in line for line in table)
     assert any("long" in line and "160k" in line for line in table)
+    assert any("parameters, stable_adamw, 1 GPU of" in line for line in table)
+    assert {"Memory of a GPU (GB)", "Time"} <= {line.strip() for line in table}
 
 
 def test_a_dry_run_needs_neither_the_text_nor_the_device(run_file: Path, command: Any) -> None:
@@ -120,6 +122,22 @@ def test_checkpoints_are_averaged(
     assert "exists already; it must be new" in command("average", *folders, "-o", output, code=1).error
 
 
+def test_checkpoints_are_merged_in_other_ways(
+    tokenizer: Tokenizer, write_model: Callable[..., Path], tmp_path: Path, command: Any
+) -> None:
+    base, *folders = (write_model(tmp_path / str(seed), tokenizer, seed=seed) for seed in (1, 2, 3))
+    command("average", *folders, "-o", tmp_path / "smooth", "--how", "exponential", "--decay", 0.25)
+    found, one, two = (
+        load_file(each / "model.safetensors")["decoder.bias"] for each in (tmp_path / "smooth", *folders)
+    )
+    torch.testing.assert_close(found, (one + 4 * two) / 5)
+    merged = ("average", *folders, "-o", tmp_path / "merged", "--how")
+    command(*merged, "ties", "--base", base, "--density", 0.5)
+    assert len(json.loads(command("fill-mask", TEXT, "-m", tmp_path / "merged", "--json"))) == 5
+    assert "`how` is 'tie'; did you mean `ties`?" in command(*merged, "tie", code=1).error
+    assert "`base` is None and `how` is 'ties'" in command(*merged, "ties", code=1).error
+
+
 def test_averages_that_cannot_be(model: Path, tmp_path: Path, command: Any) -> None:
     missing = command("average", model, tmp_path / "none", "-o", tmp_path / "out", code=1).error
     assert f"`{tmp_path}/none` holds neither" in missing
@@ -135,3 +153,12 @@ def test_a_runs_own_checkpoints_are_averaged(run_file: Path, tmp_path: Path, com
     theta = files.read_json(tmp_path / "mean" / "config.json")["global_rope_theta"]
     assert theta == 160_000
     assert len(json.loads(command("fill-mask", TEXT, "-m", tmp_path / "mean", "--json"))) == 5
+
+
+def test_a_run_is_drawn(run_file: Path, tmp_path: Path, command: Any) -> None:
+    command("pretrain", run_file)
+    folder = tmp_path / "run"
+    assert command("report", folder) == f"{folder}/report.html\n{folder}/report.png\n"
+    both = tmp_path / "both"
+    assert command("report", folder, folder, "-o", both) == f"{both}.html\n{both}.png\n"
+    assert "could not be read" in command("report", tmp_path, code=1).error

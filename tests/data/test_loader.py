@@ -94,6 +94,28 @@ class TestRowStream:
         assert all(row.num_tokens == sum(s.length for s in row.sequences) <= 200 for row in rows)
         assert np.mean([row.num_tokens for row in rows]) > 0.99 * 200
 
+    def test_without_repeating_each_sequence_comes_once_and_then_there_are_none(
+        self, corpora: dict[str, TokenShards]
+    ) -> None:
+        once = sources(corpora, repeats=False)
+        whole = RowStream(once, [3.0, 1.0, 2.0], row_tokens=200, look_ahead=20)
+        total = sum(it.num_tokens for it in once)
+        taken: list[Row] = []
+        while sum(row.num_tokens for row in taken) < total:
+            taken += whole.take(1)
+        with pytest.raises(
+            InputError, match=r"all of `long`, `short`, `mixed` is used up; .* let the sources"
+        ):
+            whole.take(1)
+        found = Counter((s.source, s.draw) for row in taken for s in row.sequences)
+        assert found == Counter((it.name, draw) for it in once for draw in range(it.num_sequences))
+        half = RowStream(once, [3.0, 1.0, 2.0], row_tokens=200, look_ahead=20)
+        half.take(len(taken) - 10)
+        drawn = {name: counts["sequences"] for name, counts in half.state()["drawn"].items()}
+        assert [it.has(drawn[it.name]) for it in once] != [True] * 3, "one must be used up by then"
+        resumed = RowStream(once, [3.0, 1.0, 2.0], row_tokens=200, look_ahead=20, state=half.state())
+        assert resumed.take(10) == taken[-10:]
+
     @pytest.mark.parametrize("weights", [[3.0, 1.0, 2.0], [1e-3, 1.0, 1.0], [1, 1, 1]])
     def test_shares_of_the_tokens_follow_the_weights(
         self, corpora: dict[str, TokenShards], weights: list[float]

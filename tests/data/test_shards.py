@@ -80,7 +80,7 @@ def test_writes_and_reads_back_every_document(corpus: list[Path], tmp_path: Path
     assert shards.num_documents == len(expected) == 40
     assert [bytes(shards.read(number).astype(np.uint8)) for number in range(40)] == expected
     assert shards.lengths.tolist() == [len(text) for text in expected]
-    assert shards.lengths.dtype == np.int64
+    assert shards.lengths.dtype == np.uint32
     assert shards.num_tokens == sum(map(len, expected))
     assert shards.read(9, 2, 5).tolist() == [ord("x")] * 3
     index = json.loads((tmp_path / "out" / "index.json").read_text())
@@ -243,8 +243,10 @@ def test_refuses_damaged_shards(corpus: list[Path], tmp_path: Path) -> None:
         return message
 
     tokens, offsets = whole["00001.tokens"], whole["00001.offsets.npy"]
-    short = f"has {len(tokens) - 2} bytes, must have {len(tokens)}; remove the folder `{out}`"
-    assert short in damage("00001.tokens", tokens[:-2])
+    short = (
+        f"has {len(tokens) - 2} bytes, must have {len(tokens)}; put it back as it was, or remove the folder"
+    )
+    assert f"{short} `{out}`" in damage("00001.tokens", tokens[:-2])
     assert "cannot be read" in damage("00001.offsets.npy", offsets[:-3])
     assert "cannot be read" in damage("00001.offsets.npy", b"")
     assert "does not fit the index" in damage("00001.offsets.npy", whole["00002.offsets.npy"])
@@ -295,3 +297,67 @@ def test_special_tokens_that_a_text_spells_are_ordinary_text(tmp_path: Path) -> 
     tokens = {token for document in range(3) for token in shards.read(document).tolist()}
     assert not tokens & tokenizer.special_ids
     assert tokenizer.decode(shards.read(0).tolist()) == "fill the [MASK] and the [SEP] here"
+
+
+def test_stops_with_the_document_that_brings_enough(corpus: list[Path], tmp_path: Path) -> None:
+    whole = write_shards(corpus, Bytes(), tmp_path / "whole", shard_tokens=100)
+    for limit in (1, 60, 99, 100, 101, 350, whole.num_tokens, 10 * whole.num_tokens):
+        out = tmp_path / str(limit)
+        shards = write_shards(corpus, Bytes(), out, shard_tokens=100, max_tokens=limit)
+        enough = int(np.searchsorted(np.cumsum(whole.lengths), limit)) + 1
+        assert shards.num_documents == min(enough, 40)
+        assert shards.lengths.tolist() == whole.lengths[:enough].tolist()
+        before = content(out)
+        write_shards(corpus, Bytes(), out, shard_tokens=100, max_tokens=limit)
+        assert content(out) == before
+    message = refusal(lambda: write_shards(corpus, Bytes(), tmp_path / "x", max_tokens=0), ConfigError)
+    assert message == "`max_tokens` is 0; it must be at least 1"
+    message = refusal(lambda: write_shards(corpus, Bytes(), tmp_path / "60", shard_tokens=100, max_tokens=61))
+    assert "`max_tokens`: 60 → 61" in message
+
+
+@pytest.mark.parametrize("num_batches", [4, 9])
+def test_a_limit_holds_after_an_interruption(corpus: list[Path], tmp_path: Path, num_batches: int) -> None:
+    write_shards(corpus, Bytes(), tmp_path / "whole", shard_tokens=100, max_tokens=620)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(corpus, Interrupted(num_batches), tmp_path / "part", shard_tokens=100, max_tokens=620)
+    write_shards(corpus, Bytes(), tmp_path / "part", shard_tokens=100, max_tokens=620)
+    assert content(tmp_path / "part") == content(tmp_path / "whole")
+
+
+def test_reads_more_shards_than_it_holds_open(
+    corpus: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "_MOST_OPEN", 2)
+    shards = write_shards(corpus, Bytes(), tmp_path / "out", shard_tokens=100)
+    expected = documents_of(corpus)
+    for number in [*range(40), *reversed(range(40))]:
+        assert bytes(shards.read(number).astype(np.uint8)) == expected[number]
+        assert len(shards._opened) <= 2
+
+
+def test_a_file_that_is_spoilt_while_it_is_read_is_named(
+    corpus: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "_MOST_OPEN", 1)
+    out = tmp_path / "out"
+    shards = write_shards(corpus, Bytes(), out, shard_tokens=100)
+    path = out / "00000.tokens"
+    whole = path.read_bytes()
+    first = shards.read(0).tolist()
+
+    path.write_bytes(whole[:-2])  # cut short
+    last = int(np.searchsorted(np.cumsum(shards.lengths), len(whole) // 2))
+    assert shards.read(0).tolist() == first, "what is there is read"
+    assert f"`{path}` is damaged: it ends after {len(whole) - 2} bytes; put it back" in refusal(
+        lambda: shards.read(last)
+    )
+    path.write_bytes(b"\xff" * len(whole))  # other content
+    assert "it holds token 65535, beyond the vocabulary of 300" in refusal(lambda: shards.read(0))
+    shards.read(39)  # closes the first
+    path.unlink()
+    assert f"`{path}` is damaged: it cannot be opened (No such file or directory)" in refusal(
+        lambda: shards.read(0)
+    )
+    path.write_bytes(whole)
+    assert shards.read(0).tolist() == first, "put back, it is read again"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from modernbert import config
+from modernbert.data import source as source_module
 from modernbert.data.shards import TokenShards, write_shards
 from modernbert.data.source import SequenceRef, Source, SourceSettings
 from modernbert.errors import ConfigError, InputError
@@ -126,6 +127,26 @@ def test_each_split_has_a_document(tmp_path: Path, num_documents: int, fraction:
     assert train.num_sequences >= 1
     assert validation.num_sequences >= 1
     assert train.num_sequences + validation.num_sequences == num_documents
+
+
+@pytest.mark.parametrize("overflow", ["chunk", "truncate"])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_counting_in_pieces_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, overflow: str
+) -> None:
+    shards = shards_of(tmp_path / "corpus", [1 + (7 * number) % 40 for number in range(100)])
+    options = {"split": split, "overflow": overflow, "validation_fraction": 0.3}
+    whole = source(shards, **options)
+    monkeypatch.setattr(source_module, "_PIECE", 7)
+    pieces = source(shards, **options)
+    assert pieces.num_tokens == whole.num_tokens == sum(s.length for s in epoch(whole))
+    assert epoch(pieces) == epoch(whole)
+
+
+def test_a_source_that_does_not_repeat_has_one_epoch(shards: TokenShards) -> None:
+    once, ever = source(shards, repeats=False), source(shards)
+    assert [once.has(draw) for draw in (0, once.num_sequences - 1, once.num_sequences)] == [True, True, False]
+    assert ever.has(10**12)
 
 
 def test_a_single_document_can_be_trained_on_but_not_split(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,36 @@ def run_file(plan: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"folder": str(tmp_path / "run"), **plan}), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def write_course(tmp_path: Path) -> Callable[..., Path]:
+    """Write what a run leaves behind of its course: 20 steps of `long`, 10 of `decay`, 100 tokens each."""
+
+    def write(name: str = "run", *, loss: float = 5.0, seed: int = 1, **facts: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        records: list[dict[str, Any]] = []
+        for step in range(1, 31):
+            phase = "long" if step <= 20 else "decay"
+            where = {"step": step, "tokens": 100 * step, "phase": phase, "time": 1e9 + step}
+            figures = {"steps": 1, "loss": loss - 0.1 * step, "accuracy": 0.01 * step, "gradient_norm": 1.0}
+            figures |= {"learning_rate": 1e-3 / step, "batch_tokens": 100, "masked_tokens": 30}
+            figures |= {"utilisation": 0.9875, "seconds": 2.0, "wait_seconds": 0.1, "tokens_per_second": 50.0}
+            figures |= {"mfu": None, "memory_bytes": 3e9 if phase == "long" else 4e9, "seconds_left": 1.0}
+            records.append({"event": "step", **where, **figures})
+            if step % 10 == 0:
+                held_out = {"loss": loss - 0.1 * step - 0.5, "accuracy": 0.02 * step, "num_masked": 50}
+                records.append(
+                    {"event": "validation", **where, **held_out, "commonest_accuracy": 0.04, **facts}
+                )
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
+        phases = [{"name": "long", "tokens": 2_000}, {"name": "decay", "tokens": 2_000}]
+        settings = {"folder": str(folder), "seed": seed, "phases": phases}
+        (folder / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        machine = {"cpu": "Abacus 9000", "torch": "2.13.0", "commit": "0123456789ab"}
+        (folder / "facts.json").write_text(json.dumps(machine), encoding="utf-8")
+        return folder
+
+    return write

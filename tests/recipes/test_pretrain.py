@@ -21,6 +21,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from safetensors.torch import load_file
 
 from modernbert import cli, config, files
 from modernbert.data.tokenizer import Tokenizer
@@ -39,11 +40,13 @@ from modernbert.recipes.prepare import hold
 from modernbert.recipes.pretrain import PretrainResult, pretrain
 from modernbert.recipes.settings import PretrainRun, read_run
 from modernbert.train.loop import Evaluation, StepReport, train
+from modernbert.train.merging import average
 
 SOURCE = Path(__file__).parents[2] / "src"
 NUM_STEPS = 8
 ENDS_OF_PHASES = (4, 6, 8)
-TIMES = {"seconds", "wait_seconds", "tokens_per_second"}
+STRICT = ("guard.skips=0", "guard.rollbacks=0")
+TIMES = {"seconds", "wait_seconds", "tokens_per_second", "seconds_left", "time", "memory_bytes"}
 
 
 @dataclass
@@ -261,6 +264,21 @@ def test_validating_and_saving_more_often_changes_nothing(undisturbed: Undisturb
     ]
 
 
+@pytest.mark.parametrize("optimizer", ["{name: adamw, clip_norm: 1.0}", "{name: muon}"])
+def test_a_run_with_another_optimizer_resumes_exactly_too(
+    optimizer: str, run_file: Path, tmp_path: Path
+) -> None:
+    given = [f"optimizer={optimizer}"]
+    whole = read_run(run_file, [*given, f"folder={tmp_path / 'whole'}"])
+    pretrain(whole)
+    run = read_run(run_file, given)
+    watched(run, Watch({5: terminate}))
+    pretrain(run)
+    assert outcome(Path(run.folder)) == outcome(Path(whole.folder))
+    losses = [record["loss"] for record in records(Path(run.folder)) if record["event"] == "step"]
+    assert losses[-1] < losses[0]
+
+
 def test_the_last_and_the_best_checkpoints_are_kept(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([5.0, 4.0, 1.0, 3.0, 2.0, 6.0, 7.0, 8.0])
     monkeypatch.setattr(recipe, "evaluate", lambda *_, **__: Evaluation(next(losses), 0.5, 0.1, 10))
@@ -270,6 +288,21 @@ def test_the_last_and_the_best_checkpoints_are_kept(run_file: Path, monkeypatch:
     kept = sorted(int(path.name[-9:]) for path in (Path(run.folder) / "checkpoints").iterdir())
     assert kept == [3, 4, 5, 7, 8]
     assert result.evaluation == Evaluation(8.0, 0.5, 0.1, 10)
+
+
+def test_the_finished_model_may_be_the_mean_of_the_last_phases_best_and_the_last(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([5.0, 4.0, 1.0, 3.0, 2.0, 2.0, 7.0, 8.0])
+    monkeypatch.setattr(recipe, "evaluate", lambda *_, **__: Evaluation(next(losses), 0.5, 0.1, 10))
+    kept = [f"checkpoint.{key}" for key in ("every_tokens=1", "keep_last=9", "keep_best=3", "average_best=1")]
+    result = pretrain(read_run(run_file, ["validation.every_tokens=1", *kept]))
+    assert result.model is not None
+    best, last = (run_file.parent / "run" / "checkpoints" / f"step-{step:09d}" for step in (7, 8))
+    found = load_file(result.model / "model.safetensors")
+    assert found.keys() == load_file(last / "model.safetensors").keys()
+    for name, tensor in average([best, last]).items():
+        assert torch.equal(found[name], tensor)
 
 
 def test_checkpoint_settings_may_change_while_a_run_goes_on(undisturbed: Undisturbed, run_file: Path) -> None:
@@ -656,21 +689,21 @@ def spoil(monkeypatch: pytest.MonkeyPatch, row: int) -> None:
 def test_a_loss_that_is_not_finite(
     undisturbed: Undisturbed, run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = read_run(run_file)
+    run = read_run(run_file, STRICT)
     spoil(monkeypatch, 2)
     with pytest.raises(DivergenceError) as caught:
         pretrain(run)
     identity = undisturbed.watch.reports[2].batch.identity
     assert identity.startswith("phase `short`")
     message = str(caught.value)
-    assert message.startswith("the loss of step 2 is nan")
+    assert message.startswith("step 2 is bad: its loss is nan")
     assert message.endswith(
         f"must be finite; the batch is {identity}; there is no checkpoint yet; begin a new run with a lower "
         "learning rate, or mend these documents"
     )
     monkeypatch.undo()
     spoil(monkeypatch, 8 + 4)  # the last row of step 6
-    with pytest.raises(DivergenceError, match=r"step 6 is nan.*`long`.* checkpoint is `.*step-000000004`;"):
+    with pytest.raises(DivergenceError, match=r"step 6 is bad: .*`long`.* checkpoint is `.*step-000000004`;"):
         pretrain(run)
     assert [record["step"] for record in records(tmp_path / "run")][-1] == 5
     monkeypatch.undo()
@@ -682,8 +715,57 @@ def test_the_command_says_that_a_loss_is_not_finite(
     run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(monkeypatch, 1)
-    assert cli.main(["pretrain", str(run_file)]) == 1
-    assert "error: the loss of step 1 is nan" in capsys.readouterr().err
+    assert cli.main(["pretrain", str(run_file), *STRICT]) == 1
+    assert "error: step 1 is bad: its loss is nan" in capsys.readouterr().err
+
+
+def test_the_update_of_a_bad_step_is_left_out(
+    undisturbed: Undisturbed, run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokens count as seen: data, schedule and the other steps are as planned."""
+    spoil(monkeypatch, 4)  # of step 3
+    watch = Watch()
+    result = watched(read_run(run_file), watch)
+    assert result.model is not None
+    assert watch.batches == undisturbed.watch.batches
+    assert [step for step, report in watch.reports.items() if report.fault] == [3]
+    found = records(tmp_path / "run")
+    (skipped,) = [record for record in found if record["event"] == "skip"]
+    assert skipped["step"] == 3
+    assert skipped["message"].startswith("the update of step 3 is left out: its loss is nan")
+    assert [record["step"] for record in found if record["event"] == "step"] == [1, 2, 4, 5, 6, 7, 8]
+
+
+def test_too_many_bad_steps_take_the_run_back_to_its_checkpoint_and_on_with_later_data(
+    undisturbed: Undisturbed, run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, 8 + 4)  # the last row of step 6
+    reports: list[StepReport] = []
+
+    def noting(*arguments: Any, **options: Any) -> Iterator[StepReport]:
+        for report in train(*arguments, **options):
+            reports.append(report)
+            yield report
+
+    monkeypatch.setattr(recipe, "train", noting)
+    pretrain(read_run(run_file, ["guard.skips=0", "guard.rollbacks=1"]))
+    assert [report.batch.clock.step for report in reports] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
+    rows = [row.input_ids.tolist() for report in reports[4:8] for row in report.batch.rows]
+    assert len({str(row) for row in rows}) == len(rows) == 8, "no row of the phase came twice"
+    first, again = reports[4].batch, reports[6].batch
+    assert again.identity.startswith("phase `long`, 2 rows from row 4: ")
+    assert (first.clock.phase, first.clock.step) == (again.clock.phase, again.clock.step)
+    found = records(tmp_path / "run")
+    (back,) = [record for record in found if record["event"] == "rollback"]
+    assert (back["step"], back["from_step"]) == (4, 6)
+    assert "; back to step 4, and on with the data after phase `long`, 2 rows from row 2: " in back["message"]
+    steps = [record["step"] for record in found if record["event"] == "step"]
+    assert steps == list(range(1, NUM_STEPS + 1))
+    state = files.read_json(tmp_path / "run" / "checkpoints" / "step-000000004" / "state.json")
+    assert state["loader"] == reports[5].batch.loader_state
+    assert state["metrics"]["guard"]["rollbacks"] == 1
+    theirs = files.read_json(undisturbed.folder / "checkpoints" / "step-000000004" / "state.json")
+    assert state["score"] == theirs["score"]
 
 
 def test_checkpoints_that_are_damaged_are_passed_over(undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -742,9 +824,9 @@ def test_unreadable_checkpoints_do_not_begin_the_run_anew(run_file: Path, tmp_pa
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_one_of_several_processes_is_refused(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_a_launcher_is_refused(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2: a launcher started several processes"):
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, but RANK is not set"):
         pretrain(read_run(run_file))
 
 

@@ -78,6 +78,7 @@ def test_what_has_no_default_must_be_given(key: str, plan: dict[str, Any]) -> No
         ("checkpoint.every_tokens=-5", "in `checkpoint`: `every_tokens` is -5; it must be at least 1"),
         ("checkpoint.keep_last=0", "in `checkpoint`: `keep_last` is 0; it must be at least 1"),
         ("checkpoint.keep_best=-1", "in `checkpoint`: `keep_best` is -1; it must be at least 0"),
+        ("checkpoint.average_best=2", "in `checkpoint`: `average_best` is 2; it must be from 0 to"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(override: str, message: str, run_file: Path) -> None:

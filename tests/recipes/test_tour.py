@@ -13,7 +13,6 @@ from modernbert import cli
 from modernbert.errors import BackendError, ConfigError
 from modernbert.recipes import pretrain as recipe
 from modernbert.recipes import tour_text
-from modernbert.recipes.metrics import draw_curve
 from modernbert.recipes.tour import TEXTS, tour
 from modernbert.train.loop import StepReport, train
 
@@ -101,15 +100,15 @@ def test_a_tour_of_ten_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     folder = tmp_path / "tour"
     result = tour(folder, SMALL)
     assert result.training.model == folder / "model"
-    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
-    assert result.curve == folder / "loss.png"
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert result.report == folder / "report.html"
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert 8 <= max(record["step"] for record in records) <= 14
     assert len({record["phase"] for record in records}) == 3
     assert [len(fills) for fills in result.fills] == [3] * len(TEXTS)
     summary = result.summary()
     assert all(text in summary for text in TEXTS)
-    assert f"the losses are drawn in {folder}/loss.png" in summary
+    assert f"its curves are drawn in {folder}/report.html" in summary
     assert "held-out masked loss" in summary
     assert f'modernbert fill-mask "Return the [MASK] of the list." -m {folder}/model' in summary
 
@@ -127,8 +126,8 @@ def test_a_relative_folder_that_looks_like_a_number(tmp_path: Path, monkeypatch:
 @pytest.mark.usefixtures("few_documents")
 def test_an_override_may_name_another_folder(tmp_path: Path) -> None:
     result = tour(tmp_path / "tour", [*SMALL, f"folder={tmp_path}/elsewhere"])
-    assert result.curve == tmp_path / "elsewhere" / "loss.png"
-    assert result.curve.exists()
+    assert result.report == tmp_path / "elsewhere" / "report.html"
+    assert result.report.exists()
 
 
 @pytest.mark.usefixtures("few_documents")
@@ -146,26 +145,17 @@ def test_a_tour_that_is_stopped_goes_on(
         patch.setattr(recipe, "train", stopping)
         assert cli.main(command) == 1
     assert "stopped by SIGINT, saved in" in capsys.readouterr().out
-    assert not (tmp_path / "tour" / "loss.png").exists()
+    assert not (tmp_path / "tour" / "report.html").exists()
     assert cli.main(command) == 0
     steps = [json.loads(line) for line in (tmp_path / "tour" / "metrics.jsonl").read_text().splitlines()]
     numbers = [record["step"] for record in steps if record["event"] == "step"]
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def write_metrics(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def test_a_curve_without_validation(tmp_path: Path) -> None:
-    steps = [{"event": "step", "tokens": 10 * i, "loss": 5 / (i + 1), "phase": "one"} for i in range(20)]
-    draw_curve(write_metrics(tmp_path / "metrics.jsonl", steps), tmp_path / "loss.png")
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "loss.png"}
-
-
-def test_a_curve_without_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tour_without_matplotlib_ends_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(BackendError, match=r"needs matplotlib.*run `pip install 'modernbert\[train\]'`"):
-        draw_curve(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+        tour(tmp_path / "tour")
+    assert not (tmp_path / "tour").exists()

@@ -19,6 +19,7 @@ from modernbert.data.shards import TokenShards, write_shards
 from modernbert.data.source import Source
 from modernbert.errors import CheckpointError, ConfigError
 from modernbert.train.feed import Mixture, StepBatch, step_batches
+from modernbert.train.ranks import ALONE, Ranks
 from modernbert.train.schedule import Clock, Phase, Schedule
 
 CLS, SEP, MASK = 900, 901, 902
@@ -95,6 +96,7 @@ class Feed:
         loader_state: dict[str, Any] | None = None,
         schedule: Schedule = SCHEDULE,
         row_tokens: int = ROW_TOKENS,
+        ranks: Ranks = ALONE,
     ) -> Iterator[StepBatch]:
         masker = Masker(Vocabulary(), MaskingSettings(), seed=1)
         return step_batches(
@@ -104,6 +106,7 @@ class Feed:
             row_tokens=row_tokens,
             clock=clock,
             loader_state=loader_state,
+            ranks=ranks,
         )
 
 
@@ -287,3 +290,24 @@ def test_refuses_the_state_of_another_mixture(feed: Feed, whole: list[StepBatch]
 def test_a_finished_run_has_no_batch(feed: Feed, whole: list[StepBatch]) -> None:
     assert list(feed.batches(whole[-1].clock, whole[-1].loader_state)) == []
     assert feed.opened == []
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_ranks_share_each_batch_and_keep_step(size: int, feed: Feed, whole: list[StepBatch]) -> None:
+    """Each row is one rank's; who has one less takes a row of one token, for all have as many."""
+    group = [list(feed.batches(ranks=Ranks(rank=rank, size=size))) for rank in range(size)]
+    for batch, *parts in zip(whole, *group, strict=True):
+        found: dict[int, MaskedBatch] = {}
+        for part in parts:
+            assert len(part.rows) == -(-len(batch.rows) // size)
+            assert (part.clock, part.loader_state) == (batch.clock, batch.loader_state)
+            assert (part.num_tokens, part.capacity) == (batch.num_tokens, batch.capacity)
+            for row, number in zip(part.rows, part.row_numbers, strict=True):
+                if number is None:
+                    assert (row.num_tokens, row.num_masked) == (1, 0)
+                else:
+                    assert found.setdefault(number, row) is row
+        assert sorted(found) == list(batch.row_numbers)
+        for number, row in found.items():
+            assert torch.equal(row.input_ids, batch.rows[number].input_ids)
+            assert torch.equal(row.masked_positions, batch.rows[number].masked_positions)

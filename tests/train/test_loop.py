@@ -22,8 +22,9 @@ from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.model.init import initialise
 from modernbert.train.feed import StepBatch
 from modernbert.train.loop import StepReport, evaluate, train
-from modernbert.train.optim import StableAdamW, parameter_groups
+from modernbert.train.optim import parameter_groups
 from modernbert.train.schedule import Clock, Phase, Setting
+from modernbert.train.stable_adamw import StableAdamW
 
 CPU = torch.device("cpu")
 VOCAB, MASK = 32, 31
@@ -79,6 +80,7 @@ def batch(*rows: MaskedBatch, step: int = 1, phase: Phase = PHASE, learning_rate
     return StepBatch(
         setting=Setting(0, phase, learning_rate, num_tokens),
         rows=rows,
+        row_numbers=tuple(range(len(rows))),
         num_tokens=num_tokens,
         capacity=num_tokens,
         identity=f"phase `{phase.name}`, row {step}",
@@ -288,7 +290,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(value: float) -> None:
     assert next(reports).batch.clock.step == 6
     with pytest.raises(DivergenceError) as caught:
         next(reports)
-    assert str(caught.value).startswith("the loss of step 7 is ")
+    assert str(caught.value).startswith("step 7 is bad: its loss is ")
     assert str(caught.value).endswith("; both must be finite; the batch is phase `one`, row 7")
     assert next(reports, None) is None
 
@@ -297,7 +299,7 @@ def test_a_gradient_that_is_not_finite_stops_though_the_loss_is() -> None:
     model = build()
     model.decoder.bias.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(
-        DivergenceError, match=r"the loss of step 1 is \d.*gradient's norm (inf|nan); both must"
+        DivergenceError, match=r"step 1 is bad: its loss is \d.*gradient's norm (inf|nan); both must"
     ):
         next(train(model, descent(model), [batch(row(*sequences(2)), step=1)], device=CPU))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modernbert.errors import CheckpointError
-from modernbert.train.optim import StableAdamW, parameter_groups
+from modernbert.model.config import EncoderConfig
+from modernbert.model.heads import ModernBertForMaskedLM
+from modernbert.model.init import initialise
+from modernbert.train.optim import OptimizerSettings, build_optimizer, parameter_groups
+from modernbert.train.schedule import Phase
 from modernbert.train.snapshot import read_snapshot, write_snapshot
+from modernbert.train.stable_adamw import StableAdamW
+
+PHASE = Phase(
+    name="only",
+    tokens=100,
+    sequence_length=8,
+    batch_tokens=10,
+    learning_rate=0.01,
+    weight_decay=1e-3,
+    mask_rate=0.3,
+    global_rope_theta=10_000,
+    local_rope_theta=10_000,
+)
 
 
 def build(width: int = 4, device: str = "cpu") -> tuple[nn.Linear, StableAdamW]:
@@ -52,6 +70,35 @@ def test_an_optimizer_comes_back_bit_for_bit_and_without_the_file(file: Path) ->
         assert other.state[param]["step"] == 1
         assert torch.equal(other.state[param]["exp_avg"], expected["exp_avg"])
         assert torch.equal(other.state[param]["exp_avg_sq"], expected["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("name", ["stable_adamw", "adamw", "muon"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_each_optimizer_goes_on_bit_for_bit(name: Any, device: str, file: Path) -> None:
+    def build_and_step(steps: int) -> tuple[ModernBertForMaskedLM, torch.optim.Optimizer]:
+        model = ModernBertForMaskedLM(EncoderConfig.preset("tiny", num_hidden_layers=1, layer_types=()))
+        initialise(model.to(device), seed=1)
+        optimizer = build_optimizer(model, OptimizerSettings(name=name), PHASE)
+        for step in range(steps):
+            take(step, model, optimizer)
+        return model, optimizer
+
+    def take(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        generator = torch.Generator().manual_seed(step)
+        for param in model.parameters():
+            param.grad = torch.randn(param.shape, generator=generator).to(device)
+        optimizer.step()
+
+    model, optimizer = build_and_step(3)
+    write_snapshot(file, model, optimizer)
+    again, resumed = build_and_step(0)
+    again.load_state_dict(model.state_dict())
+    read_snapshot(file, again, resumed).apply(again, resumed)
+    for step in (3, 4):
+        take(step, model, optimizer)
+        take(step, again, resumed)
+    for param, expected in zip(again.parameters(), model.parameters(), strict=True):
+        assert torch.equal(param, expected)
 
 
 def test_parameters_never_updated_have_no_state(file: Path) -> None:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modernbert import files
-from modernbert.errors import CheckpointError, ConfigError, InputError, StorageError
+from modernbert.errors import CheckpointError, ConfigError, StorageError
 from modernbert.model import tensor_files
 from modernbert.model.config import EncoderConfig
 from modernbert.model.dialects import to_published
-from modernbert.train.optim import StableAdamW, parameter_groups
+from modernbert.train.optim import parameter_groups
 from modernbert.train.schedule import Clock
-from modernbert.train.state import Checkpoints, average, average_checkpoints, load_weights, restore
+from modernbert.train.stable_adamw import StableAdamW
+from modernbert.train.state import Checkpoints, load_weights, restore
 
 
 class Tiny(nn.Module):
@@ -416,89 +417,3 @@ def test_shards_that_are_missing_or_not_indexed_are_named(tmp_path: Path) -> Non
     (folder / "model.safetensors.index.json").write_text("[]", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"index.json`"):
         load_weights(Tied(), folder)
-
-
-def test_an_average_is_that_of_float64(tmp_path: Path) -> None:
-    rows = [torch.randn(50, 3) * 10**exponent for exponent in (-3, 0, 4)]
-    folders = [folder_of(tmp_path / str(index), {"w": row}) for index, row in enumerate(rows)]
-    mean = average(folders)["w"]
-    assert mean.dtype is torch.float32
-    assert torch.equal(mean, torch.stack([row.double() for row in rows]).mean(0).float())
-    weighted = average(folders, [1, 2, 5])["w"]
-    expected = (rows[0].double() + 2 * rows[1].double() + 5 * rows[2].double()) / 8
-    torch.testing.assert_close(weighted, expected.float(), rtol=1e-7, atol=0)
-
-
-def test_the_average_of_one_model_with_itself_is_that_model(tmp_path: Path) -> None:
-    tensors = tensors_of(Tied())
-    folder = sharded(tmp_path / "model", tensors)
-    for name, tensor in average([folder] * 3).items():
-        assert torch.equal(tensor, tensors[name])
-
-
-def test_an_average_loads_as_a_model(tmp_path: Path) -> None:
-    first, second = Tied(), Tied()
-    folders = [folder_of(tmp_path / "a", tensors_of(first)), folder_of(tmp_path / "b", tensors_of(second))]
-    for name in ("tokenizer.json", "state.json"):
-        (folders[1] / name).write_text(name, encoding="utf-8")
-    average_checkpoints(folders, tmp_path / "mean")
-    found = {path.name for path in (tmp_path / "mean").iterdir()}
-    assert found == {"model.safetensors", "config.json", "tokenizer.json"}
-    mean = Tied()
-    load_weights(mean, tmp_path / "mean")
-    torch.testing.assert_close(mean.dense.weight, (first.dense.weight + second.dense.weight) / 2)
-    with pytest.raises(StorageError, match="exists already"):
-        average_checkpoints(folders, tmp_path / "mean")
-
-
-def test_models_that_differ_are_not_averaged(tmp_path: Path) -> None:
-    one = folder_of(tmp_path / "one", {"w": torch.zeros(2), "x": torch.zeros(1)})
-    fewer = folder_of(tmp_path / "fewer", {"w": torch.zeros(2)})
-    wider = folder_of(tmp_path / "wider", {"w": torch.zeros(3), "x": torch.zeros(1)})
-    whole = folder_of(tmp_path / "whole", {"w": torch.zeros(2, dtype=torch.int64)})
-    with pytest.raises(CheckpointError, match="`x` is in only one of"):
-        average([one, fewer])
-    with pytest.raises(CheckpointError, match=r"`w` in .*wider.* \(3,\); it must be torch.float32 \(2,\)"):
-        average([one, wider])
-    with pytest.raises(CheckpointError, match=r"`w` in .* is torch.int64; only floating point"):
-        average([whole])
-
-
-def test_models_of_other_settings_are_not_averaged(tmp_path: Path) -> None:
-    tensors = {"w": torch.zeros(2)}
-    short = folder_of(tmp_path / "short", tensors, global_rope_theta=10_000.0)
-    long = folder_of(tmp_path / "long", tensors, global_rope_theta=160_000.0)
-    message = r"short` and `.*long` differ .*`global_rope_theta`: 10000.0 → 160000.0\); .* of one phase"
-    with pytest.raises(CheckpointError, match=message):
-        average([short, short, long])
-    with pytest.raises(CheckpointError, match=message):
-        average_checkpoints([short, long], tmp_path / "mean")
-    assert not (tmp_path / "mean").exists()
-    (long / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"long` holds no `config.json`"):
-        average([short, long])
-
-
-@pytest.mark.parametrize(
-    ("count", "given", "message"),
-    [
-        (0, None, "there is no checkpoint to average"),
-        (2, [1.0], "there are 1 weights for 2 folders"),
-        (2, [1.0, 0.0], "a weight of the average is 0.0; it must be above 0"),
-        (1, [float("nan")], "a weight of the average is nan"),
-    ],
-)
-def test_weights_of_an_average_must_fit(
-    count: int, given: list[float] | None, message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=message):
-        average([tmp_path] * count, given)
-
-
-def test_a_full_disk_leaves_no_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = folder_of(tmp_path / "a", {"w": torch.zeros(2)})
-
-    monkeypatch.setattr(tensor_files, "save_file", disk_full_in_rust)
-    with pytest.raises(StorageError, match="the disk is full"):
-        average_checkpoints([folder], tmp_path / "mean")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]

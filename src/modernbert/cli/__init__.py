@@ -11,11 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from modernbert import telemetry
-from modernbert.cli import checkpoints, tokenizers, training, use
+from modernbert.cli import checkpoints, corpora, planning, tokenizers, training, use
 from modernbert.errors import ModernBertError
 
 VERBS: Mapping[str, Sequence[Callable[..., Any]]] = {
-    "Train": (training.pretrain, training.tokenize, training.average, training.tour),
+    "Train": (
+        planning.plan,
+        training.pretrain,
+        training.report,
+        training.tokenize,
+        training.average,
+        training.tour,
+    ),
     "Use": (
         use.fill_mask,
         use.encode,
@@ -29,7 +36,12 @@ VERBS: Mapping[str, Sequence[Callable[..., Any]]] = {
         use.choose,
         use.rank,
     ),
-    "Check and convert": (checkpoints.inspect, checkpoints.verify, checkpoints.export),
+    "Check and convert": (
+        checkpoints.inspect,
+        checkpoints.verify,
+        checkpoints.perplexity,
+        checkpoints.export,
+    ),
 }
 
 app = typer.Typer(
@@ -39,6 +51,7 @@ for panel, verbs in VERBS.items():
     for verb in verbs:
         app.command(rich_help_panel=panel)(verb)
 app.add_typer(tokenizers.app, name="tokenizer", rich_help_panel="Train")
+app.add_typer(corpora.app, name="data", rich_help_panel="Train")
 
 
 @app.callback()

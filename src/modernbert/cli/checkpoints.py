@@ -10,7 +10,15 @@ import typer
 
 from modernbert import telemetry
 from modernbert.cli import human
-from modernbert.cli.options import AsJson, ModelName
+from modernbert.cli.options import (
+    AsJson,
+    MaxDocumentBytes,
+    ModelName,
+    TextFiles,
+    TextKey,
+    TextUnit,
+    TokenizerName,
+)
 
 
 def inspect(
@@ -47,6 +55,52 @@ def verify(
         telemetry.table("verify", outcome.rows())
         telemetry.result(outcome.summary())
     raise typer.Exit(outcome.exit_code)
+
+
+def perplexity(
+    files: TextFiles,
+    model: TokenizerName,
+    lengths: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--length", help="Tokens seen at once; repeated: all of the same text. 512 if not given."
+        ),
+    ] = None,
+    stride: Annotated[
+        int, typer.Option(help="For the pseudo-perplexity, mask one token in so many; 0: one at a time.")
+    ] = 8,
+    mask_rate: Annotated[float, typer.Option(help="Share of tokens that the masked loss predicts.")] = 0.15,
+    max_tokens: Annotated[int, typer.Option(help="Of text, from its beginning.")] = 65_536,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    text_key: TextKey = "text",
+    text_unit: TextUnit = "line",
+    max_document_bytes: MaxDocumentBytes = 4_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Measure masked loss and pseudo-perplexity of a model on text, at one length or several."""
+    from modernbert.recipes.perplexity import measure_perplexity
+    from modernbert.recipes.run_tables import length_row
+    from modernbert.train.evaluation import LengthSettings
+
+    settings = LengthSettings(lengths=tuple(lengths or [512]), stride=stride or None, max_tokens=max_tokens)
+    found = [
+        asdict(evaluation)
+        for evaluation in measure_perplexity(
+            model,
+            files,
+            settings,
+            mask_rate=mask_rate,
+            device=device,
+            text_key=text_key,
+            text_unit=text_unit,
+            max_document_bytes=max_document_bytes,
+        )
+    ]
+    if as_json:
+        telemetry.result_json(found)
+        return
+    for row in map(length_row, found):
+        telemetry.result(", ".join(f"{name} {value}" for name, value in row.items()))
 
 
 def export(

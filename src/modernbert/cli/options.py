@@ -23,6 +23,9 @@ TextUnit = Annotated[  # `parser`, as typer before 0.19 knows no Literal; the re
     Literal["line", "paragraph", "file"],
     typer.Option(parser=str, metavar="line|paragraph|file", help="What a document is in a .txt file."),
 ]
+TextFiles = Annotated[
+    list[str], typer.Argument(help="Text files, folders of them, or URLs: s3://…, hub://OWNER/NAME.")
+]
 MaxDocumentBytes = Annotated[int, typer.Option(help="A larger document is an error.")]
 
 TextArguments = Annotated[

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from modernbert import telemetry
-from modernbert.cli.options import AsJson, MaxDocumentBytes, TextKey, TextUnit, TokenizerName
+from modernbert.cli.options import AsJson, MaxDocumentBytes, TextFiles, TextKey, TextUnit, TokenizerName
 
 app = typer.Typer(no_args_is_help=True, help="Train, build and look at tokenizers.")
 
 
 @app.command()
 def train(
-    files: Annotated[list[Path], typer.Argument(help="Text files or folders of them.")],
+    files: TextFiles,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     vocab_size: Annotated[int, typer.Option(help="Entries, rounded up to a multiple of 64.")] = 32_768,
     text_key: TextKey = "text",
@@ -65,3 +65,32 @@ def encode(
     else:
         for ids in encoded:
             telemetry.result(" ".join(f"{tokenizer.token(token)}:{token}" for token in ids))
+
+
+@app.command()
+def words(
+    files: TextFiles,
+    model: TokenizerName,
+    count: Annotated[int, typer.Option(help="At most so many; the unused tokens are the limit.")] = 80,
+    text_key: TextKey = "text",
+    text_unit: TextUnit = "line",
+    max_document_bytes: MaxDocumentBytes = 4_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Propose words for the unused tokens: those that cost most tokens in this text, the costliest first."""
+    from modernbert.data.tokenizer import Tokenizer
+    from modernbert.recipes.start import find_words
+
+    found = find_words(
+        files,
+        Tokenizer.from_pretrained(model),
+        count=count,
+        text_key=text_key,
+        text_unit=text_unit,
+        max_document_bytes=max_document_bytes,
+    )
+    if as_json:
+        telemetry.result_json(found)
+    else:
+        for word in found:
+            telemetry.result(word)

@@ -1,4 +1,4 @@
-"""Text on disk to documents: plain text, JSON lines and Parquet, read as a stream in constant memory."""
+"""Text to documents: plain text, JSON lines, Parquet and hub data sets, as a stream in constant memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast, get_args
 
+from modernbert.data.remote import HubPart, RemoteFile, find_remote, is_url, unreachable
 from modernbert.errors import ConfigError, InputError, did_you_mean
 
 TextUnit = Literal["line", "paragraph", "file"]
+
+# What text is read from.
+TextFile = Path | RemoteFile | HubPart
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
@@ -45,9 +49,10 @@ class _Line(NamedTuple):
     bytes_read: int
 
 
-def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def find_files(paths: str | Path | Iterable[str | Path]) -> list[TextFile]:
     """List the text files that `paths` name: files, and folders with all that is readable below them.
 
+    A URL (a `str` with `://`) names files elsewhere or a data set of the hub, see `remote.find_remote`.
     The order is that of `paths`, sorted within a folder. Hidden files and files of other kinds
     inside a folder are passed over; a file named twice counts once.
 
@@ -55,16 +60,16 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         InputError: A path is missing or not of a readable kind, or there is no file at all.
     """
     named = [paths] if isinstance(paths, str | Path) else paths
-    files = [file for path in named for file in _expand(Path(path))]
+    files = [file for path in named for file in _expand(path)]
     if not files:
         raise InputError(
             f"no text file is given; name files ({', '.join(SUFFIXES)}) or folders that hold them"
         )
-    return list({file.resolve(): file for file in files}.values())
+    return list({file.resolve() if isinstance(file, Path) else str(file): file for file in files}.values())
 
 
 def read_documents(
-    files: Sequence[Path],
+    files: Sequence[TextFile],
     *,
     text_key: str = "text",
     text_unit: TextUnit = "line",
@@ -86,8 +91,9 @@ def read_documents(
     if text_unit not in get_args(TextUnit):
         raise ConfigError(f"`text_unit` is {text_unit!r}{did_you_mean(text_unit, get_args(TextUnit))}")
     for path in files:
-        kind = _suffix(path)
-        if kind == ".parquet":
+        if isinstance(path, HubPart):
+            documents = _read_hub(path, text_key, max_document_bytes)
+        elif (kind := _suffix(path)) == ".parquet":
             documents = _read_parquet(path, text_key, max_document_bytes)
         elif kind.startswith(".jsonl"):
             documents = _read_json_lines(path, text_key, max_document_bytes)
@@ -99,7 +105,15 @@ def read_documents(
         yield from (document for document in documents if document.text.strip())
 
 
-def _expand(path: Path) -> list[Path]:
+def size_of(file: TextFile) -> int:
+    """Return a file's bytes, 0 where they are not known."""
+    return file.stat().st_size if isinstance(file, Path) else file.size
+
+
+def _expand(named: str | Path) -> Sequence[TextFile]:
+    if is_url(named):
+        return find_remote(str(named), SUFFIXES)
+    path = Path(named)
     if path.is_dir():
         below = (file for file in sorted(path.rglob("*")) if file.is_file())
         visible = (file for file in below if not any(part[0] == "." for part in file.relative_to(path).parts))
@@ -115,7 +129,7 @@ def _expand(path: Path) -> list[Path]:
     return [path]
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: Path | RemoteFile) -> str:
     for suffix in SUFFIXES:
         if path.name.lower().endswith(suffix):
             return suffix
@@ -148,15 +162,15 @@ def _joined(held: list[_Line]) -> Iterator[Document]:
         yield Document("\n".join(line.text for line in held), held[0].origin, held[-1].bytes_read)
 
 
-def _read_whole(path: Path, limit: int) -> Iterator[Document]:
+def _read_whole(path: Path | RemoteFile, limit: int) -> Iterator[Document]:
     with opened(path) as (_, stream):
         data = read_bytes(stream.read, limit + 1, str(path))
         if len(data) > limit:
-            raise _too_long(str(path), path.stat().st_size, limit, "the file")
+            raise _too_long(str(path), size_of(path), limit, "the file")
         yield Document(decode(data, path, 1), f"{path}:1", len(data))
 
 
-def _read_json_lines(path: Path, text_key: str, limit: int) -> Iterator[Document]:
+def _read_json_lines(path: Path | RemoteFile, text_key: str, limit: int) -> Iterator[Document]:
     for line in _lines(path, limit):
         if line.text.strip():
             yield Document(_text_of(line.text, text_key, line.origin), line.origin, line.bytes_read)
@@ -206,11 +220,21 @@ def _checked(text: object, text_key: str, origin: str) -> str:
     return text
 
 
-def _read_parquet(path: Path, text_key: str, limit: int) -> Iterator[Document]:
+def _read_hub(part: HubPart, text_key: str, limit: int) -> Iterator[Document]:
+    for row, value in enumerate(part.values(text_key), 1):
+        origin = f"{part}:{row}"
+        yield Document(_within(_checked(value, text_key, origin), origin, limit), origin, 0)
+
+
+def _read_parquet(path: Path | RemoteFile, text_key: str, limit: int) -> Iterator[Document]:
     parquet = import_pyarrow("pyarrow.parquet", path)
-    file_bytes, row = path.stat().st_size, 0
+    file_bytes, row = size_of(path), 0
     try:
-        with parquet.ParquetFile(path) as file:
+        # Arrow reads what is on the disk faster without us.
+        with (
+            opened(path) as (stream, _),
+            parquet.ParquetFile(path if isinstance(path, Path) else stream) as file,
+        ):
             columns = file.schema_arrow.names
             if text_key not in columns:
                 hint = did_you_mean(text_key, columns)
@@ -221,9 +245,7 @@ def _read_parquet(path: Path, text_key: str, limit: int) -> Iterator[Document]:
                 for value in batch.column(0).to_pylist():
                     row += 1
                     origin = f"{path}:{row}"
-                    text = _checked(value, text_key, origin)
-                    if (size := len(text.encode())) > limit:
-                        raise _too_long(origin, size, limit, "the document")
+                    text = _within(_checked(value, text_key, origin), origin, limit)
                     yield Document(text, origin, file_bytes * row // file.metadata.num_rows)
     except InputError:
         raise
@@ -235,7 +257,13 @@ def _read_parquet(path: Path, text_key: str, limit: int) -> Iterator[Document]:
         raise damaged(f"{path}:{row + 1}", error) from error
 
 
-def _lines(path: Path, limit: int) -> Iterator[_Line]:
+def _within(text: str, origin: str, limit: int) -> str:
+    if (size := len(text.encode())) > limit:
+        raise _too_long(origin, size, limit, "the document")
+    return text
+
+
+def _lines(path: Path | RemoteFile, limit: int) -> Iterator[_Line]:
     """Read lines, never holding more than `limit` bytes and a newline of one."""
     with opened(path) as (file, stream):
         for number in count(1):
@@ -259,11 +287,13 @@ def _line_bytes(stream: BinaryIO, data: bytes, limit: int, origin: str) -> int:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def opened(path: Path | RemoteFile) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Give the file as it lies on disk and the stream of its decompressed bytes."""
     try:
         file = path.open("rb")
     except OSError as error:
+        if isinstance(path, RemoteFile):
+            raise unreachable(str(path), error) from error
         raise InputError(
             f"`{path}` could not be opened ({error.strerror}); it must be a readable file"
         ) from None
@@ -285,7 +315,7 @@ def read_bytes(read: Callable[[int], bytes], size: int, origin: str) -> bytes:
         raise damaged(origin, error) from error
 
 
-def decode(data: bytes, path: Path, line: int) -> str:
+def decode(data: bytes, path: Path | RemoteFile, line: int) -> str:
     """Decode UTF-8 that begins at `line`, without the byte-order mark that a file may begin with."""
     try:
         return data.decode("utf-8-sig" if line == 1 else "utf-8")
@@ -298,7 +328,7 @@ def decode(data: bytes, path: Path, line: int) -> str:
         ) from None
 
 
-def import_pyarrow(module: str, path: Path, purpose: Literal["read", "written"] = "read") -> Any:
+def import_pyarrow(module: str, path: Path | RemoteFile, purpose: Literal["read", "written"] = "read") -> Any:
     """Import one of pyarrow's modules; without it, `path` cannot be read (or written): an `InputError`."""
     try:
         return importlib.import_module(module)
@@ -318,6 +348,8 @@ def _too_long(origin: str, size: int, limit: int, what: str) -> InputError:
 
 def damaged(origin: str, error: Exception) -> InputError:
     """Return the error of a file that cannot be read beyond `origin`."""
+    if is_url(origin) and isinstance(error, OSError):
+        return unreachable(origin, error)
     return InputError(
         f"`{origin}`: the file cannot be read on from here ({error}); it seems cut short or damaged; "
         "fetch or write it again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,9 +48,10 @@ class Row:
 
 
 class RowStream:
-    """An endless stream of packed rows over weighted sources.
+    """A stream of packed rows over weighted sources, endless if they are.
 
-    The next sequence is always of the source that is furthest behind its share of the tokens.
+    The next sequence is always of the source that is furthest behind its share of the tokens. One that is
+    used up is left out.
     The state is a few numbers and the packer's look-ahead, so going on takes the same short time
     wherever the run was.
 
@@ -88,7 +90,11 @@ class RowStream:
         self._arrivals = self._draw()
 
     def take(self, num_rows: int) -> list[Row]:
-        """Return the next rows."""
+        """Return the next rows.
+
+        Raises:
+            InputError: All sources are used up; or a piece of one cannot be read.
+        """
         return [self._next_row() for _ in range(num_rows)]
 
     def state(self) -> dict[str, Any]:
@@ -102,19 +108,32 @@ class RowStream:
 
     def _next_row(self) -> Row:
         row = Row(self._num_rows, tuple(self._packer.next_row(self._arrivals)))
+        if not row.sequences:
+            names = ", ".join(f"`{source.name}`" for source in self._sources)
+            raise InputError(
+                f"after {self._num_rows} rows all of {names} is used up; there must be text for each row; "
+                "add text, or let the sources repeat"
+            )
         self._num_rows += 1
         return row
 
     def _draw(self) -> Iterator[SequenceRef]:
-        """Draw for ever from the source with the fewest tokens for its weight, the first if some are even."""
-        behind = [(self._tokens[i] / self._weights[i], i) for i in range(len(self._sources))]
+        """Draw on from the source with the fewest tokens for its weight, the first if some are even."""
+        behind = [
+            (self._tokens[i] / self._weights[i], i)
+            for i, source in enumerate(self._sources)
+            if source.has(self._drawn[i])
+        ]
         heapq.heapify(behind)
-        while True:
+        while behind:
             i = behind[0][1]
             sequence = self._sources[i].sequence(self._drawn[i])
             self._drawn[i] += 1
             self._tokens[i] += sequence.length
-            heapq.heapreplace(behind, (self._tokens[i] / self._weights[i], i))
+            if self._sources[i].has(self._drawn[i]):
+                heapq.heapreplace(behind, (self._tokens[i] / self._weights[i], i))
+            else:
+                heapq.heappop(behind)
             yield sequence
 
     def _restore(self, state: Mapping[str, Any]) -> list[SequenceRef]:
@@ -185,7 +204,7 @@ def validation_batches(
         InputError: `max_tokens` does not hold a single sequence.
     """
     packer: BestFitPacker[SequenceRef] = BestFitPacker(row_tokens)
-    arrivals = _once(sources, max_tokens)
+    arrivals = one_epoch(sources, max_tokens)
     batches: list[MaskedBatch] = []
     while sequences := packer.next_row(arrivals):
         row = Row(len(batches), tuple(sequences))
@@ -197,7 +216,7 @@ def validation_batches(
     return batches
 
 
-def _once(sources: Sequence[Source], max_tokens: int) -> Iterator[SequenceRef]:
+def one_epoch(sources: Sequence[Source], max_tokens: float = math.inf) -> Iterator[SequenceRef]:
     """Draw one epoch of all sources side by side, as far as `max_tokens` goes."""
     behind = [(0.0, i, 0, 0) for i in range(len(sources))]
     total = 0

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modernbert import config, files
+from modernbert.data.corpus import TextFile
 from modernbert.errors import ConfigError, InputError
 
 FORMAT = 1
@@ -17,15 +18,17 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
-    """A text file as it was when it was read."""
+    """A text file as it was when it was read. Of one that lies elsewhere, a version stands for the time."""
 
     path: str
     bytes: int
     modified_ns: int
 
     @classmethod
-    def of(cls, path: Path) -> InputFile:
+    def of(cls, path: TextFile) -> InputFile:
         """Look at a file."""
+        if not isinstance(path, Path):
+            return cls(path=str(path), bytes=path.size, modified_ns=path.version)
         status = path.stat()
         return cls(path=str(path.resolve()), bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
@@ -57,19 +60,17 @@ class Shard:
         """Where its documents' offsets are."""
         return folder / f"{self.name}.offsets.npy"
 
-    def map_tokens(self, folder: Path, dtype: str) -> NDArray[Any]:
-        """Map its tokens into memory.
+    def check_size(self, folder: Path, dtype: str) -> None:
+        """Make sure that the file of its tokens is there, with the right size.
 
         Raises:
-            InputError: The file is missing or has not the right size.
+            InputError: It is not.
         """
         path = self.tokens_path(folder)
         expected = self.tokens * np.dtype(dtype).itemsize
         found = path.stat().st_size if path.exists() else 0
         if found != expected:
-            raise _damaged(path, f"has {found:,} bytes, must have {expected:,}")
-        # A plain view of the map: slicing a `memmap` costs ten times as much.
-        return np.asarray(np.memmap(path, dtype, "r"))
+            raise damaged(path, f"has {found:,} bytes, must have {expected:,}")
 
     def load_offsets(self, folder: Path) -> NDArray[np.int64]:
         """Read where each document begins and, last, the number of tokens.
@@ -81,9 +82,9 @@ class Shard:
         try:
             offsets: NDArray[np.int64] = np.load(path).astype(np.int64)
         except (OSError, ValueError, EOFError) as error:
-            raise _damaged(path, f"cannot be read ({error})") from None
+            raise damaged(path, f"cannot be read ({error})") from None
         if offsets.shape != (self.documents + 1,) or offsets[0] != 0 or offsets[-1] != self.tokens:
-            raise _damaged(
+            raise damaged(
                 path, f"does not fit the index ({self.documents:,} documents, {self.tokens:,} tokens)"
             )
         return offsets
@@ -94,10 +95,13 @@ class Shard:
         Raises:
             InputError: One differs.
         """
-        checksums = {self.tokens_path: self.tokens_sha256, self.offsets_path: self.offsets_sha256}
-        for path_in, checksum in checksums.items():
-            if files.sha256(path_in(folder)) != checksum:
-                raise _damaged(path_in(folder), "does not match its checksum")
+        for path, checksum in self.checksums(folder).items():
+            if files.sha256(path) != checksum:
+                raise damaged(path, "does not match its checksum")
+
+    def checksums(self, folder: Path) -> dict[Path, str]:
+        """Return its files and their SHA-256."""
+        return {self.tokens_path(folder): self.tokens_sha256, self.offsets_path(folder): self.offsets_sha256}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,7 @@ class ShardIndex:
     text_key: str
     text_unit: str
     shard_tokens: int
+    max_tokens: int | None = None
     inputs: tuple[InputFile, ...]
     shards: tuple[Shard, ...] = ()
     complete: bool = False
@@ -144,15 +149,23 @@ class ShardIndex:
             raise InputError(
                 f"`{folder}` holds no token shards (no `index.json`); write them, or correct the path"
             )
-        tree = files.read_json(path)
+        return cls.parse(files.read_json(path), str(path))
+
+    @classmethod
+    def parse(cls, tree: Any, where: str) -> ShardIndex:
+        """Make an index of what `where`, an `index.json`, holds.
+
+        Raises:
+            InputError: It is damaged or of another format.
+        """
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise InputError(
-                f"`{path}` is not an index of token shards of format {FORMAT}; write them anew elsewhere"
+                f"`{where}` is not an index of token shards of format {FORMAT}; write them anew elsewhere"
             )
         try:
             return config.build(cls, tree)
         except ConfigError as error:
-            raise InputError(f"`{path}` is damaged ({error}); write the shards anew elsewhere") from None
+            raise InputError(f"`{where}` is damaged ({error}); write the shards anew elsewhere") from None
 
     def save(self, folder: Path) -> None:
         """Write the index to `folder`, atomically."""
@@ -176,7 +189,9 @@ class ShardIndex:
         return {**tree, "inputs": inputs}
 
 
-def _damaged(path: Path, what: str) -> InputError:
+def damaged(path: Path, what: str) -> InputError:
+    """Return the error of a file of token shards that is not as it was written."""
     return InputError(
-        f"`{path}` is damaged: it {what}; remove the folder `{path.parent}` and write the shards again"
+        f"`{path}` is damaged: it {what}; put it back as it was, or remove the folder `{path.parent}` and "
+        "write the shards again"
     )

@@ -1,4 +1,4 @@
-"""Token shards: a corpus, tokenised once, as flat files that training maps into memory.
+"""Token shards: a corpus, tokenised once, as flat files of which training reads pieces.
 
 A folder holds, for each shard, `00000.tokens` (little-endian uint16 or uint32, documents end to end,
 no special tokens) and `00000.offsets.npy` (uint64, where each document begins and the last ends),
@@ -11,7 +11,10 @@ import contextlib
 import hashlib
 import io
 import itertools
+import threading
+import weakref
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -22,14 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modernbert import files
-from modernbert.data.corpus import Document, TextUnit, find_files, read_documents
+from modernbert.data.corpus import Document, TextFile, TextUnit, find_files, read_documents
 from modernbert.data.prefetch import prefetch
-from modernbert.data.shard_index import InputFile, Position, Shard, ShardIndex
+from modernbert.data.shard_files import OpenShard
+from modernbert.data.shard_index import InputFile, Position, Shard, ShardIndex, damaged
 from modernbert.errors import ConfigError, InputError
 
 # Small enough that what the tokenizer makes of a batch fits anywhere, large enough for many cores.
 _BATCH_CHARACTERS = 2_000_000
 _BATCH_DOCUMENTS = 4096
+# Shards, of two files each, that a process holds open, all corpora together: many systems allow 1,024 files.
+_MOST_OPEN = 256
 
 # A document and the position in the input after it.
 _Placed = tuple[Position, Document]
@@ -54,8 +60,16 @@ class WriteProgress(NamedTuple):
     tokens: int
 
 
+_ALIVE: weakref.WeakSet[TokenShards] = weakref.WeakSet()
+
+
 class TokenShards:
-    """A tokenised corpus on disk, read through memory maps. Open one with `TokenShards.open`."""
+    """A tokenised corpus on disk. Open one with `TokenShards.open`.
+
+    Pieces are read from open files, not through memory maps: a file that is cut short, or a disk that
+    fails, is then an error with a name instead of the end of the process, and waiting for a disk
+    holds up no other thread.
+    """
 
     def __init__(self, folder: Path, index: ShardIndex) -> None:
         self.folder = folder
@@ -63,11 +77,15 @@ class TokenShards:
         self.vocab_size = index.vocab_size
         self.num_documents = index.num_documents
         self.num_tokens = index.num_tokens
-        self._first_documents = list(itertools.accumulate((s.documents for s in index.shards), initial=0))[
-            :-1
-        ]
-        self._offsets = [shard.load_offsets(folder) for shard in index.shards]
-        self._tokens = [shard.map_tokens(folder, index.dtype) for shard in index.shards]
+        self._dtype = np.dtype(index.dtype)
+        self._shards = index.shards
+        sizes = (shard.documents for shard in index.shards)
+        self._first_documents = list(itertools.accumulate(sizes, initial=0))[:-1]
+        self._opened: OrderedDict[int, OpenShard] = OrderedDict()  # the one used last, last
+        self._lock = threading.Lock()  # of the open files: validation reads beside the prefetching thread
+        _ALIVE.add(self)
+        for shard in index.shards:
+            shard.check_size(folder, index.dtype)
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False) -> TokenShards:
@@ -87,35 +105,55 @@ class TokenShards:
                 "run the command that writes them again, it goes on where it stopped"
             )
         shards = cls(folder, index)
+        _ = shards.lengths  # refuses damaged files now, not after hours
         if verify:
             for shard in index.shards:
                 shard.verify(folder)
         return shards
 
     @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """int64 `[documents]`: tokens of each document, without special tokens."""
-        return np.concatenate([np.diff(offsets) for offsets in self._offsets])
+    def lengths(self) -> NDArray[np.uint32]:
+        """uint32 `[documents]`: tokens of each document, without special tokens."""
+        lengths = np.empty(self.num_documents, dtype=np.uint32)
+        for first, shard in zip(self._first_documents, self._shards):
+            lengths[first : first + shard.documents] = np.diff(shard.load_offsets(self.folder))
+        return lengths
 
     def read(self, document: int, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return tokens `start` up to `stop` (default: the end) of a document, read-only, as stored.
 
         Raises:
-            InputError: There is no such document, or not so many tokens in it.
+            InputError: There is no such document, or not so many tokens in it; its file is gone or damaged.
         """
         if not 0 <= document < self.num_documents:
             raise InputError(
                 f"there is no document {document} in `{self.folder}`; it has {self.num_documents}"
             )
-        shard = bisect_right(self._first_documents, document) - 1
-        place = document - self._first_documents[shard]
-        begin, end = self._offsets[shard][place : place + 2].tolist()
-        stop = end - begin if stop is None else stop
-        if not 0 <= start <= stop <= end - begin:
-            raise InputError(
-                f"document {document} of `{self.folder}` has {end - begin} tokens, not {start}:{stop}"
-            )
-        return self._tokens[shard][begin + start : begin + stop]
+        number = bisect_right(self._first_documents, document) - 1
+        place = document - self._first_documents[number]
+        with self._lock:
+            shard = self._open(number)
+            begin, end = shard.bounds(place)
+            stop = end - begin if stop is None else stop
+            if not 0 <= start <= stop <= end - begin:
+                raise InputError(
+                    f"document {document} of `{self.folder}` has {end - begin} tokens, not {start}:{stop}"
+                )
+            tokens = shard.read(begin + start, stop - start, self._dtype)
+        if len(tokens) and tokens.max() >= self.vocab_size:
+            found = f"holds token {tokens.max()}, beyond the vocabulary of {self.vocab_size:,}"
+            raise damaged(self._shards[number].tokens_path(self.folder), found)
+        return tokens
+
+    def _open(self, number: int) -> OpenShard:
+        """Return an open shard; the one longest unused is closed if there are too many."""
+        if number in self._opened:
+            self._opened.move_to_end(number)
+            return self._opened[number]
+        while len(self._opened) >= max(1, _MOST_OPEN // len(_ALIVE)):
+            self._opened.popitem(last=False)
+        self._opened[number] = opened = OpenShard(self._shards[number], self.folder)
+        return opened
 
     def check_tokenizer(self, tokenizer: ShardTokenizer) -> None:
         """Make sure that `tokenizer` is the one that these tokens came from.
@@ -140,6 +178,7 @@ def write_shards(
     text_key: str = "text",
     text_unit: TextUnit = "line",
     max_document_bytes: int = 4_000_000,
+    max_tokens: int | None = None,
     on_progress: Callable[[WriteProgress], None] | None = None,
 ) -> TokenShards:
     """Tokenise text files into `folder`, or go on with it, or, if all is done, just open it.
@@ -155,6 +194,7 @@ def write_shards(
         text_key: See `corpus.read_documents`, as the next two.
         text_unit: What is a document in a `.txt` file.
         max_document_bytes: Longest document that is accepted.
+        max_tokens: Reading ends with the document that brings it to so many tokens; None: with the text.
         on_progress: Called after each batch of documents.
 
     Raises:
@@ -162,8 +202,9 @@ def write_shards(
         InputError: The folder holds shards of something else; the text cannot be used, or there is none.
         StorageError: The disk is full or not writable. What was written stays; call again to go on.
     """
-    if shard_tokens < 1:
-        raise ConfigError(f"`shard_tokens` is {shard_tokens}; it must be at least 1")
+    for name, value in (("shard_tokens", shard_tokens), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise ConfigError(f"`{name}` is {value}; it must be at least 1")
     inputs = find_files(paths)
     plan = ShardIndex(
         dtype="<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4",
@@ -172,12 +213,13 @@ def write_shards(
         text_key=text_key,
         text_unit=text_unit,
         shard_tokens=shard_tokens,
+        max_tokens=max_tokens,
         inputs=tuple(InputFile.of(path) for path in inputs),
     )
     index = _resume(folder, plan)
     if not index.complete:
 
-        def read(path: Path) -> Iterator[Document]:
+        def read(path: TextFile) -> Iterator[Document]:
             return read_documents(
                 [path], text_key=text_key, text_unit=text_unit, max_document_bytes=max_document_bytes
             )
@@ -194,7 +236,7 @@ def _write_all(
     on_progress: Callable[[WriteProgress], None] | None,
 ) -> None:
     with contextlib.closing(prefetch(_batches(documents))) as batches:
-        for batch in batches:
+        for batch in itertools.takewhile(lambda _: not writer.is_full, batches):
             texts = [document.text for _, document in batch]
             encoded = tokenizer.encode_batch(texts, special=False, literal=True)
             for (position, _), ids in zip(batch, encoded):
@@ -216,13 +258,18 @@ class _Writer:
 
     def add(self, ids: list[int], end: Position) -> None:
         """Add a document; one of which the tokenizer's normaliser left nothing is passed over."""
-        if not ids:
+        if not ids or self.is_full:
             return
         self._documents.append(np.array(ids, dtype=self._index.dtype))
         self._tokens += len(ids)
         self._end = end
         if self._tokens >= self._index.shard_tokens:
             self._write_shard()
+
+    @property
+    def is_full(self) -> bool:
+        limit = self._index.max_tokens
+        return limit is not None and self._index.num_tokens + self._tokens >= limit
 
     def finish(self) -> None:
         if self._documents:
@@ -282,12 +329,12 @@ def _resume(folder: Path, plan: ShardIndex) -> ShardIndex:
             f"`{folder}` holds token shards of something else; these differ: {'; '.join(changes[:3])}{more}; "
             "choose another folder, or remove this one"
         )
-    TokenShards(folder, found)  # refuses damaged files now, not after hours
+    _ = TokenShards(folder, found).lengths  # refuses damaged files now, not after hours
     return replace(found, inputs=plan.inputs)
 
 
 def _place(
-    inputs: Sequence[Path], start: Position, read: Callable[[Path], Iterator[Document]]
+    inputs: Sequence[TextFile], start: Position, read: Callable[[TextFile], Iterator[Document]]
 ) -> Iterator[_Placed]:
     """Read on from `start`."""
     for file in range(start.file, len(inputs)):

@@ -249,6 +249,16 @@ class Tokenizer:
         """Return the id of a token, as the vocabulary spells it; None if there is no such token."""
         return self._backend.token_to_id(token)
 
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The library's own tokenizer, to be looked at and not to be changed."""
+        return self._backend
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Text of the token of each role: `cls`, `sep`, `pad`, `mask` and perhaps `unk`."""
+        return self._roles
+
     @cached_property
     def vocab_size(self) -> int:
         """Rows that an embedding matrix needs: the highest id, and one for id 0."""
@@ -260,6 +270,12 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         marked = {id for id, token in added.items() if token.special}
         return frozenset(marked | self._role_ids)
+
+    @cached_property
+    def unused_ids(self) -> npt.NDArray[np.int64]:
+        """Ids of `[unusedN]`, ascending: places for words of one's own."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return np.array(sorted(id for token, id in vocabulary.items() if _UNUSED.fullmatch(token)), np.int64)
 
     @cached_property
     def longest_added(self) -> int:

@@ -62,11 +62,11 @@ def train_bpe(
     )
     backend.train_from_iterator(_counted(texts, on_progress), trainer)
     learned = backend.get_vocab_size()
-    size = _round_up(learned + len(ROLES))
-    if size < _round_up(vocab_size):
+    size = round_up(learned + len(ROLES))
+    if size < round_up(vocab_size):
         logger.warning(
             f"the text yields {learned - 256:,} of the {wanted - 256:,} merges asked for; the vocabulary has "
-            f"{size:,} entries, not {_round_up(vocab_size):,}; give more text, or ask for less"
+            f"{size:,} entries, not {round_up(vocab_size):,}; give more text, or ask for less"
         )
     _append_special_tokens(backend, size)
     return backend
@@ -106,7 +106,8 @@ def _append_special_tokens(backend: tokenizers.Tokenizer, size: int) -> None:
     )
 
 
-def _round_up(size: int) -> int:
+def round_up(size: int) -> int:
+    """Return the size of a vocabulary whose matrix tiles well: the next multiple of 64."""
     return -(-size // 64) * 64
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from modernbert.errors import InputError
 from modernbert.layout import SequenceLayout
 from modernbert.model.checkpoint import Pretrained
 from modernbert.model.config import EncoderConfig, LayerPlan
 from modernbert.model.layers import Block, Embeddings, layer_norm
-from modernbert.ops.rotary import rotary_table
+from modernbert.ops.rotary import RotaryTable, rotary_table
 
 
 class ModernBertModel(Pretrained):
@@ -20,12 +23,15 @@ class ModernBertModel(Pretrained):
     Attributes:
         config: Shape, and the RoPE bases in force.
         backend: Attention backend of all layers, see `modernbert.ops.attention.BACKENDS`.
+        recomputes_layers: Whether the backward pass computes each layer again from what entered it, and so
+            needs no memory for what is inside it.
     """
 
     def __init__(self, config: EncoderConfig, *, backend: str = "auto") -> None:
         super().__init__()
         self.config = config
         self.backend = backend
+        self.recomputes_layers = False
         dim, eps = config.hidden_size, config.norm_eps
         self.embeddings = Embeddings(vocab_size=config.vocab_size, dim=dim, norm_eps=eps)
         self.layers = nn.ModuleList(self._block(plan) for plan in config.layer_plan)
@@ -63,9 +69,16 @@ class ModernBertModel(Pretrained):
         }
         hidden: Tensor = self.embeddings(input_ids)
         for block, plan in zip(self.layers, plans, strict=True):
-            hidden = block(hidden, layout, tables[plan.rope_theta], self.backend)
+            hidden = self._layer(block, hidden, layout, tables[plan.rope_theta])
         normed: Tensor = self.final_norm(hidden)
         return normed
+
+    def _layer(self, block: nn.Module, hidden: Tensor, layout: SequenceLayout, table: RotaryTable) -> Tensor:
+        given = (hidden, layout, table, self.backend)
+        if not (self.recomputes_layers and torch.is_grad_enabled()):
+            return cast(Tensor, block(*given))
+        has_dropout = self.config.attn_out_dropout > 0
+        return cast(Tensor, checkpoint(block, *given, use_reentrant=False, preserve_rng_state=has_dropout))
 
     def set_rope_thetas(self, *, global_rope_theta: float, local_rope_theta: float) -> None:
         """Change the RoPE bases, as the context extension does (paper 2.2.2). No weight changes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,6 +11,9 @@ from torch.nn import functional
 from modernbert.layout import SequenceLayout
 from modernbert.ops.attention import attention
 from modernbert.ops.rotary import RotaryTable, rotate
+
+FUSED: Mapping[str, int] = {"attn.Wqkv.weight": 3, "mlp.Wi.weight": 2}
+"""How many matrices stand on top of one another in a weight: queries, keys, values; activated half, gate."""
 
 
 def layer_norm(dim: int, eps: float) -> nn.LayerNorm:

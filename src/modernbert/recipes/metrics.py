@@ -1,124 +1,247 @@
-"""`metrics.jsonl`: what a run measured, a record a step and a validation, and its picture."""
+"""What a run measured: a record a window of steps and a validation, in `metrics.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from modernbert import config, files, telemetry
-from modernbert.errors import BackendError
+import torch
+
+from modernbert import config, files, runtime, telemetry
+from modernbert.errors import ConfigError
+from modernbert.model.config import EncoderConfig
+from modernbert.recipes.tensorboard import TensorBoard
+from modernbert.runtime import Precision
+from modernbert.train.evaluation import LengthEvaluation
 from modernbert.train.loop import Evaluation, StepReport
 from modernbert.train.schedule import Clock, Phase
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+RECORDS_FOR_ETA = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """What is written down while a run goes on.
+
+    Attributes:
+        every_steps: Steps of one record. A record also ends with its phase and with each checkpoint.
+        tensorboard: Whether the figures also go to `tensorboard/` in the run's folder.
+        peak_tflops: What one device does at most, in 10^12 operations a second, for the MFU; null: as
+            `runtime.PEAK_TFLOPS` says of it, and no MFU if that does not know it.
+    """
+
+    every_steps: int = 1
+    tensorboard: bool = False
+    peak_tflops: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ConfigError(f"`every_steps` is {self.every_steps}; it must be at least 1")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ConfigError(f"`peak_tflops` is {self.peak_tflops}; it must be above 0, or null")
 
 
 class RunMetrics:
     """Writes the records of one run.
 
     Args:
-        path: The file; it is made at the first record.
+        folder: The run's; it gets `metrics.jsonl`.
+        settings: What to write.
+        shape: The model's, to count its operations.
+        device: Where it computes.
+        precision: In which precision.
+        total_tokens: Of the whole run, for the time to go.
+        writes: Whether anything is written: of several processes, by the first.
+
+    Raises:
+        BackendError: TensorBoard is wanted and not installed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lines = telemetry.JsonLines(path)
+    def __init__(
+        self,
+        folder: Path,
+        settings: LogSettings,
+        *,
+        shape: EncoderConfig,
+        device: torch.device,
+        precision: Precision,
+        total_tokens: int,
+        writes: bool = True,
+    ) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._lines = telemetry.JsonLines(self._path)
+        self._writes = writes
+        self._board = TensorBoard(folder / "tensorboard") if settings.tensorboard and writes else None
+        self._every_steps = settings.every_steps
+        self._shape = shape
+        self._device = device
+        self._peak = _peak_flops(settings, device, precision)
+        self._total_tokens = total_tokens
+        self._window = _Window()
+        self._pace: deque[tuple[float, int]] = deque(maxlen=RECORDS_FOR_ETA)
+        self._shown: dict[str, str] = {}
 
     def cut(self, step: int) -> None:
         """Forget what was written after `step`: those steps will be taken again."""
-        if self._path.exists():
-            records = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in records if line.endswith("\n") and json.loads(line)["step"] <= step]
-            files.write_text(self._path, "".join(kept))
+        tokens = 0
+        if self._path.exists() and self._writes:
+            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            records = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+            kept = [(line, record) for line, record in records if record["step"] <= step]
+            tokens = max((record["tokens"] for _, record in kept), default=0)
+            files.write_text(self._path, "".join(line for line, _ in kept))
+        self._window = _Window()
+        self._pace.clear()
+        if self._board is not None:
+            self._board.go_on_after(tokens)
 
     def step(self, report: StepReport) -> None:
-        """Write what a step did."""
-        batch = report.batch
-        self._lines.write(
-            {
-                "event": "step",
-                "step": batch.clock.step,
-                "tokens": batch.clock.tokens,
-                "phase": batch.setting.phase.name,
-                "loss": report.loss,
-                "accuracy": report.accuracy,
-                "gradient_norm": report.gradient_norm,
-                "learning_rate": batch.setting.learning_rate,
-                "batch_tokens": batch.num_tokens,
-                "masked_tokens": report.num_masked,
-                "utilisation": batch.num_tokens / batch.capacity,
-                "seconds": report.seconds,
-                "wait_seconds": report.wait_seconds,
-                "tokens_per_second": batch.num_tokens / report.seconds,
-            }
-        )
+        """Take in what a step did; write the record of its window if that is over."""
+        if not self._pace:  # the time before the first step is not the run's pace
+            before = report.batch.clock.tokens - report.batch.num_tokens
+            self._pace.append((time.monotonic() - report.seconds, before))
+        clock, setting = report.batch.clock, report.batch.setting
+        self._window.add(report, self._flops(report) if self._peak else 0)
+        if clock.step % self._every_steps == 0 or clock.phase != setting.phase_index:
+            self.flush()
 
-    def validation(self, evaluation: Evaluation, phase: Phase, clock: Clock) -> None:
+    def flush(self) -> None:
+        """Write the record of the window in progress: no step that a checkpoint holds may lack its record."""
+        window, self._window = self._window, _Window()
+        if window.last is None:
+            return
+        batch = window.last.batch
+        self._pace.append((time.monotonic(), batch.clock.tokens))
+        record = {
+            **_where("step", batch.setting.phase, batch.clock),
+            **window.figures(),
+            "mfu": window.flops / window.seconds / self._peak if self._peak else None,
+            "memory_bytes": runtime.peak_memory(self._device),
+            "seconds_left": self._seconds_left(),
+        }
+        self._write(record)
+        self._shown = {**_shown(record), **{k: v for k, v in self._shown.items() if k == "held-out"}}
+
+    def validation(
+        self,
+        evaluation: Evaluation,
+        phase: Phase,
+        clock: Clock,
+        by_length: Sequence[LengthEvaluation] = (),
+    ) -> None:
         """Write what a validation found."""
-        self._lines.write(
-            {
-                "event": "validation",
-                "step": clock.step,
-                "tokens": clock.tokens,
-                "phase": phase.name,
-                **config.to_tree(evaluation),
-            }
-        )
+        self.flush()
+        lengths = {"by_length": [config.to_tree(length) for length in by_length]} if by_length else {}
+        self._write({**_where("validation", phase, clock), **config.to_tree(evaluation), **lengths})
+        self._shown["held-out"] = f"{evaluation.loss:.3f}"
+
+    def event(self, kind: str, phase: Phase, clock: Clock, message: str, **facts: Any) -> None:
+        """Write that something out of the ordinary happened, such as a step that was skipped."""
+        self._write({**_where(kind, phase, clock), "message": message, **facts})
+
+    def shown(self) -> dict[str, str]:
+        """Return what the line of progress says beside tokens, rate and time to go."""
+        return self._shown
+
+    def close(self) -> None:
+        """Write what is left, and let go of the files."""
+        self.flush()
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self._writes:
+            self._lines.write(record)
+        if self._board is not None:
+            self._board.write(record)
+
+    def _flops(self, report: StepReport) -> int:
+        """Count the operations of this process's share of a step: forward once, backward twice as many."""
+        return 3 * sum(self._shape.flops(row.layout, row.num_masked) for row in report.batch.rows)
+
+    def _seconds_left(self) -> float | None:
+        """Say how long the rest takes at the pace of the last records, validations and saving included."""
+        (began, first), (now, tokens) = self._pace[0], self._pace[-1]
+        if tokens <= first:
+            return None
+        return max(self._total_tokens - tokens, 0) * (now - began) / (tokens - first)
 
 
-def draw_curve(metrics: Path, picture: Path) -> None:
-    """Draw training and held-out loss against tokens, the phases marked, as a PNG.
+class _Window:
+    """Sums over the steps of one record."""
 
-    Raises:
-        BackendError: matplotlib is not installed.
-    """
-    figure = _new_figure()
-    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    steps = [record for record in records if record["event"] == "step"]
-    held_out = [record for record in records if record["event"] == "validation"]
-    axes = figure.add_subplot()
-    tokens, losses = [record["tokens"] for record in steps], [record["loss"] for record in steps]
-    axes.plot(tokens, losses, color="0.75", linewidth=0.8)
-    axes.plot(tokens, _smooth(losses), color="tab:blue", label="training (smoothed)")
-    if held_out:
-        points = ([record["tokens"] for record in held_out], [record["loss"] for record in held_out])
-        axes.plot(*points, "o-", color="tab:orange", label="held out")
-    for name, first in {record["phase"]: record["tokens"] for record in reversed(steps)}.items():
-        axes.axvline(first, color="0.4", linestyle=":", linewidth=1)
-        axes.annotate(f" {name}", (first, 1), xycoords=("data", "axes fraction"), va="top", fontsize=9)
-    axes.set(xlabel="tokens", ylabel="masked-token loss (nats)")
-    axes.legend(loc="lower left", frameon=False)
-    with files.atomic_file(picture) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    def __init__(self) -> None:
+        self.last: StepReport | None = None
+        self.steps = self.tokens = self.capacity = self.masked = self.flops = 0
+        self.loss = self.correct = self.gradient_norm = self.seconds = self.wait_seconds = 0.0
 
+    def add(self, report: StepReport, flops: int) -> None:
+        self.last = report
+        self.steps += 1
+        self.tokens += report.batch.num_tokens
+        self.capacity += report.batch.capacity
+        self.flops += flops
+        self.seconds += report.seconds
+        self.wait_seconds += report.wait_seconds
+        self.masked += report.num_masked
+        self.loss += report.loss * report.num_masked
+        self.correct += report.accuracy * report.num_masked
+        self.gradient_norm = max(self.gradient_norm, report.gradient_norm)
 
-def check_drawing() -> None:
-    """Make sure, before a long run, that its curve can be drawn after it.
-
-    Raises:
-        BackendError: matplotlib is not installed.
-    """
-    _new_figure()
-
-
-def _new_figure() -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BackendError(
-            "drawing the loss curve needs matplotlib, which is not installed; "
-            "run `pip install 'modernbert[train]'`"
-        ) from None
-    return Figure(figsize=(8, 4.5), layout="constrained")
+    def figures(self) -> dict[str, Any]:
+        """Means over tokens and steps, and the largest of the gradient norms."""
+        assert self.last is not None
+        return {
+            "steps": self.steps,
+            "loss": self.loss / max(self.masked, 1),
+            "accuracy": self.correct / max(self.masked, 1),
+            "gradient_norm": self.gradient_norm,
+            "learning_rate": self.last.batch.setting.learning_rate,
+            "batch_tokens": round(self.tokens / self.steps),
+            "masked_tokens": self.masked,
+            "utilisation": self.tokens / self.capacity,
+            "seconds": self.seconds,
+            "wait_seconds": self.wait_seconds,
+            "tokens_per_second": self.tokens / self.seconds,
+        }
 
 
-def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Return the exponential moving average, unbiased at its start."""
-    smoothed: list[float] = []
-    total = share = 0.0
-    for value in values:
-        total, share = weight * total + (1 - weight) * value, weight * share + (1 - weight)
-        smoothed.append(total / share)
-    return smoothed
+def _where(event: str, phase: Phase, clock: Clock) -> dict[str, Any]:
+    return {
+        "event": event,
+        "step": clock.step,
+        "tokens": clock.tokens,
+        "phase": phase.name,
+        "time": round(time.time(), 3),
+    }
+
+
+def _shown(record: Mapping[str, Any]) -> dict[str, str]:
+    """Write a record's figures for people."""
+    shown = {
+        "phase": record["phase"],
+        "loss": f"{record['loss']:.3f}",
+        "accuracy": f"{record['accuracy']:.1%}",
+        "lr": f"{record['learning_rate']:.2g}",
+        "batch": telemetry.human(record["batch_tokens"]),
+        "packed": f"{record['utilisation']:.1%}",
+        "wait": f"{record['wait_seconds'] / record['seconds']:.1%}",
+    }
+    if record["mfu"] is not None:
+        shown["MFU"] = f"{record['mfu']:.1%}"
+    if record["memory_bytes"] is not None:
+        shown["memory"] = f"{telemetry.human(record['memory_bytes'])}B"
+    return shown
+
+
+def _peak_flops(settings: LogSettings, device: torch.device, precision: Precision) -> float | None:
+    """Return the operations a second that a MFU of 1 stands for; None where that is not known."""
+    peak = settings.peak_tflops
+    if peak is None and device.type == "cuda" and runtime.uses_bf16(device, precision):
+        peak = runtime.peak_tflops(torch.cuda.get_device_name(device))
+    return None if peak is None else peak * 1e12

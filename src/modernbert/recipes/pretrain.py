@@ -15,19 +15,28 @@ from modernbert.data.loader import validation_batches
 from modernbert.data.masking import MaskedBatch, Masker
 from modernbert.data.prefetch import prefetch
 from modernbert.data.shards import TokenShards
-from modernbert.data.source import Source, Split
+from modernbert.data.source import Split
 from modernbert.data.tokenizer import Tokenizer
+from modernbert.data.windows import draw_stretches
 from modernbert.errors import CheckpointError, DivergenceError, InputError
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.model.init import initialise
 from modernbert.recipes.metrics import RunMetrics
 from modernbert.recipes.prepare import claim, hold, prepare_shards, prepare_tokenizer
 from modernbert.recipes.settings import PretrainRun
+from modernbert.recipes.start import StartReport, begin
+from modernbert.recipes.supply import open_sources
+from modernbert.train.evaluation import LengthProbe
 from modernbert.train.feed import Mixture, step_batches
+from modernbert.train.guard import Guard
 from modernbert.train.loop import Evaluation, StepReport, evaluate, train
-from modernbert.train.optim import StableAdamW, parameter_groups
+from modernbert.train.merging import average, best_and_last
+from modernbert.train.optim import build_optimizer
+from modernbert.train.parallel import Spread
+from modernbert.train.ranks import Ranks, join
 from modernbert.train.schedule import Clock, Phase
-from modernbert.train.state import Checkpoints, restore
+from modernbert.train.state import Checkpoints, RestoredState, restore
+from modernbert.train.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -70,23 +79,27 @@ def pretrain(run: PretrainRun) -> PretrainResult:
 
     The folder receives `run.yaml`, `facts.json`, `tokenizer/`, `shards/`, `checkpoints/`, `metrics.jsonl`
     and, at the end, `model/`. Ctrl-C and SIGTERM save a checkpoint and end the run; the same call goes on.
+    In each process that `torchrun` started, it carries its part of the run.
 
     Raises:
         ConfigError: The folder holds a run with other settings, or settings do not fit each other.
         InputError: The text cannot be used.
         CheckpointError: The tokenizer cannot be found, or a checkpoint does not fit the data.
-        DivergenceError: The loss is not finite.
+        DivergenceError: Steps are bad and the guard's rule says to stop.
+        BackendError: There is no such device here.
         StorageError: The disk is full or not writable.
     """
-    runtime.require_one_process()
     folder = Path(run.folder)
-    device = runtime.choose_device(run.device)
-    facts = runtime.machine_facts(device)
-    with hold(folder):
-        claim(folder, run, facts)
-        tokenizer = prepare_tokenizer(run, folder)
-        shards = prepare_shards(run, folder, tokenizer)
-        return _Session(run, folder, device, facts, tokenizer, shards).execute()
+    # Whoever stays too long at one thing is named first; only if that fails, the operations themselves do.
+    with join(run.device, timeout_seconds=2 * run.distribution.timeout_seconds) as (ranks, device):
+        facts = {**runtime.machine_facts(device), "processes": ranks.size}
+        with hold(folder) if ranks.is_first else contextlib.nullcontext():
+            with ranks.first_before_others("prepare"):
+                if ranks.is_first:
+                    claim(folder, run, facts)
+                tokenizer = prepare_tokenizer(run, folder)
+                shards = prepare_shards(run, folder, tokenizer, are_made=not ranks.is_first)
+            return _Session(run, folder, ranks, device, facts, tokenizer, shards).execute()
 
 
 class _Session:
@@ -96,6 +109,7 @@ class _Session:
         self,
         run: PretrainRun,
         folder: Path,
+        ranks: Ranks,
         device: torch.device,
         facts: dict[str, Any],
         tokenizer: Tokenizer,
@@ -103,6 +117,7 @@ class _Session:
     ) -> None:
         self.run = run
         self.folder = folder
+        self.ranks = ranks
         self.device = device
         self.facts = facts
         self.tokenizer = tokenizer
@@ -111,25 +126,59 @@ class _Session:
         self.masker = Masker(tokenizer, run.masking, seed=run.seed)
         # All phases' now: what is wrong with them shows before the first step, not after days.
         self.held_out = {phase.name: self._validation_batches(phase) for phase in run.phases}
+        self.probe = self._length_probe()
+        self.checkpoints = self._open_checkpoints()
+        self.begun: StartReport | None = None
         self.model = self._new_model()
-        self.optimizer = StableAdamW(
-            parameter_groups(self.model, run.phases[0].weight_decay),
-            lr=run.phases[0].learning_rate,
-            betas=(run.optimizer.betas[0], run.optimizer.betas[1]),
-            eps=run.optimizer.eps,
+        self.spread = Spread(
+            self.model, device=device, precision=run.precision, ranks=ranks, settings=run.distribution
         )
-        self.checkpoints = Checkpoints(
-            folder / "checkpoints",
-            self._save_model,
-            keep_last=run.checkpoint.keep_last,
-            keep_best=run.checkpoint.keep_best,
+        self.optimizer = build_optimizer(self.model, run.optimizer, run.phases[0])
+        self.metrics = RunMetrics(
+            folder,
+            run.log,
+            shape=self.model.config,
+            device=device,
+            precision=run.precision,
+            total_tokens=self.schedule.total_tokens,
+            writes=ranks.is_first,
         )
-        self.metrics = RunMetrics(folder / "metrics.jsonl")
+        self.guard = Guard(run.guard)
+        self.watch = Watch(ranks, run.distribution.timeout_seconds)
         self.evaluation: Evaluation | None = None
+        self.stopped_by: str | None = None
+        self.unsaved: StepReport | None = None  # the last step, unless a checkpoint has it
 
     def execute(self) -> PretrainResult:
         """Train to the end, or to a signal."""
         clock, loader_state = self._restore()
+        total = self.schedule.total_tokens
+        with (
+            contextlib.closing(self.metrics),
+            runtime.stop_signals() as stop,
+            self.watch,
+            telemetry.progress("pretrain", total, "tokens", done=clock.tokens) as meter,
+        ):
+            try:
+                while (bad := self._train_from(clock, loader_state, stop, meter)) is not None:
+                    clock, loader_state = self._roll_back(bad)
+                    meter.advance(clock.tokens - (bad.batch.clock.tokens - bad.batch.num_tokens))
+            except InputError:  # the text is at fault: what was learned from it so far is kept
+                if self.unsaved is not None:
+                    self._save_report(self.unsaved, validated=False)
+                    self._newest()
+                raise
+            model = None if self.stopped_by else self._finish()
+            return PretrainResult(self._newest(), model, self.evaluation, self.stopped_by)
+
+    def _train_from(
+        self,
+        clock: Clock,
+        loader_state: dict[str, Any] | None,
+        stop: runtime.StopRequest,
+        meter: telemetry.Meter,
+    ) -> StepReport | None:
+        """Train to the end or to a signal; or to a step that is one bad one too many, which is returned."""
         batches = step_batches(
             self.schedule,
             self.open_sources,
@@ -137,50 +186,63 @@ class _Session:
             row_tokens=self.run.micro_batch_tokens,
             clock=clock,
             loader_state=loader_state,
+            ranks=self.ranks,
         )
-        total = self.schedule.total_tokens
-        with (
-            contextlib.closing(prefetch(batches)) as ahead,
-            runtime.stop_signals() as stop,
-            telemetry.progress("pretrain", total, "tokens", done=clock.tokens) as meter,
-        ):
-            try:
-                for report in train(
-                    self.model, self.optimizer, ahead, device=self.device, precision=self.run.precision
-                ):
-                    stopped_by = stop.name
-                    self._after_step(report, clock, is_last=stopped_by is not None)
-                    meter.advance(report.batch.num_tokens, **_shown(report, self.evaluation))
-                    clock = report.batch.clock
-                    if stopped_by is not None and self.schedule.setting(clock) is not None:
-                        return PretrainResult(self._newest(), None, self.evaluation, stopped_by)
-            except DivergenceError as error:
-                latest = self.checkpoints.latest()
-                last = f"the last good checkpoint is `{latest}`" if latest else "there is no checkpoint yet"
-                raise DivergenceError(
-                    f"{error}; {last}; begin a new run with a lower learning rate, or mend these documents"
-                ) from None
-        return PretrainResult(self._newest(), self._finish(), self.evaluation, None)
+        with contextlib.closing(prefetch(batches)) as ahead:
+            for report in train(
+                self.model,
+                self.optimizer,
+                ahead,
+                device=self.device,
+                precision=self.run.precision,
+                spread=self.spread,
+                guard=self.guard,
+                seed=self.run.seed,
+                on_stage=self.watch.enter,
+            ):
+                stops = self.ranks.any(stop.name is not None)
+                if self.guard.is_exhausted:
+                    return report
+                self._after_step(report, clock, is_last=stops)
+                meter.advance(report.batch.num_tokens, **self.metrics.shown())
+                clock = report.batch.clock
+                if stops and self.schedule.setting(clock) is not None:
+                    self.stopped_by = stop.name or "a signal to another process"
+                    break
+        return None
+
+    def _roll_back(self, bad: StepReport) -> tuple[Clock, dict[str, Any]]:
+        """Go back to the last checkpoint, and on from there with the data that come after a bad step.
+
+        The checkpoint is written again with that place in the data, so that a restart goes on there too.
+
+        Raises:
+            DivergenceError: There is no checkpoint, or the run went back to it as often as it may.
+        """
+        self.checkpoints.finish()
+        latest, step = self._latest(), bad.batch.clock.step
+        if latest is None or not self.guard.may_roll_back:
+            last = f"the last good checkpoint is `{latest}`" if latest else "there is no checkpoint yet"
+            raise DivergenceError(
+                f"step {step} is bad: {bad.fault}; the batch is {bad.batch.identity}; {last}; begin a "
+                "new run with a lower learning rate, or mend these documents"
+            )
+        state, self.unsaved = self._load(latest), None
+        self.guard.rollbacks += 1
+        phase = bad.batch.setting.phase
+        message = (
+            f"step {step} is bad: {bad.fault}; back to step {state.clock.step}, and on with the data after "
+            f"{bad.batch.identity}"
+        )
+        log.warning("%s", message)
+        self.metrics.cut(state.clock.step)
+        self.metrics.event("rollback", phase, state.clock, message, from_step=step)
+        self._save(state.clock, bad.batch.loader_state, state.metrics, state.score)
+        return state.clock, bad.batch.loader_state
 
     def open_sources(self, phase: Phase, split: Split = "train") -> Mixture:
         """Return a phase's sources, cut to its sequence length, and their weights."""
-        weights = phase.mixture or {source.name: source.weight for source in self.run.data.sources}
-        sources = [
-            Source(
-                name,
-                self.shards[name],
-                sequence_length=phase.sequence_length,
-                cls_id=self.tokenizer.cls_id,
-                sep_id=self.tokenizer.sep_id,
-                overflow=self.run.data.overflow,
-                split=split,
-                validation_fraction=self.run.validation.fraction,
-                seed=self.run.seed,
-                order=phase.name if split == "train" else "",  # held out: always the same
-            )
-            for name in weights
-        ]
-        return sources, list(weights.values())
+        return open_sources(self.run, self.shards, self.tokenizer, phase, split)
 
     def _new_model(self) -> ModernBertForMaskedLM:
         words = self.tokenizer
@@ -190,12 +252,22 @@ class _Session:
         )
         model = ModernBertForMaskedLM(shape, backend=self.run.attention)
         initialise(model, seed=self.run.seed)
-        torch.manual_seed(self.run.seed)  # dropout
+        if self.run.start is not None and self.checkpoints.latest() is None:
+            self.begun = begin(model, self.run.start, words, self.shards.values(), seed=self.run.seed)
         return model.to(self.device)
+
+    def _open_checkpoints(self) -> Checkpoints:
+        folder, settings = self.folder / "checkpoints", self.run.checkpoint
+        kept = {"keep_last": settings.keep_last, "keep_best": settings.keep_best}
+        if self.ranks.size == 1:
+            return Checkpoints(folder, self._save_model, **kept)
+        from modernbert.train.distributed_state import SharedCheckpoints  # loads much of torch
+
+        return SharedCheckpoints(folder, self._save_model, self.ranks, lambda: self.spread.gathered(), **kept)
 
     def _restore(self) -> tuple[Clock, dict[str, Any] | None]:
         """Go to the newest checkpoint, if there is one."""
-        latest = self.checkpoints.latest()
+        latest = self._latest()
         if latest is None:
             unreadable = sorted(self.checkpoints.folder.glob("step-*"))
             if unreadable:
@@ -203,34 +275,78 @@ class _Session:
                     f"`{unreadable[-1]}` and all others of the run cannot be read; a whole one is needed to "
                     "go on; use the release that wrote them, or move the folder away to begin anew"
                 )
-            self.metrics.cut(0)
+            self.metrics.cut(-1)
+            self._measure_start()
             return Clock(), None
-        state = restore(latest, self.model, self.optimizer)
-        phase = self.run.phases[min(state.clock.phase, len(self.run.phases) - 1)]
-        self.model.model.set_rope_thetas(
-            global_rope_theta=phase.global_rope_theta, local_rope_theta=phase.local_rope_theta
-        )
+        state = self._load(latest)
         self.metrics.cut(state.clock.step)
         if state.metrics.get("validation"):
             self.evaluation = Evaluation(**state.metrics["validation"])
         log.info("going on from %s, %s tokens", latest, telemetry.human(state.clock.tokens))
         return state.clock, state.loader_state
 
+    def _load(self, checkpoint: Path) -> RestoredState:
+        """Take weights, optimizer and guard from a checkpoint."""
+        self.spread.settle()
+        state = restore(checkpoint, self.model, self.optimizer, self.ranks)
+        phase = self.run.phases[min(state.clock.phase, len(self.run.phases) - 1)]
+        self.model.model.set_rope_thetas(
+            global_rope_theta=phase.global_rope_theta, local_rope_theta=phase.local_rope_theta
+        )
+        rollbacks = self.guard.rollbacks
+        self.guard.restore(state.metrics.get("guard", {}))
+        self.guard.rollbacks = max(self.guard.rollbacks, rollbacks)
+        return state
+
+    def _measure_start(self) -> None:
+        """Write down what the run begins with, and how well that predicts its held-out text."""
+        if self.begun is None:
+            return
+        phase = self.run.phases[0]
+        self.model.model.set_rope_thetas(
+            global_rope_theta=phase.global_rope_theta, local_rope_theta=phase.local_rope_theta
+        )
+        log.info("the run %s", self.begun.summary())
+        self.metrics.event("start", phase, Clock(), self.begun.summary(), **config.to_tree(self.begun))
+        self._validate(phase, Clock())
+
     def _after_step(self, report: StepReport, before: Clock, *, is_last: bool) -> None:
         """Log, and validate and save where it is time."""
         after, phase = report.batch.clock, report.batch.setting.phase
         ends_phase = after.phase != before.phase
-        self.metrics.step(report)
+        if report.fault is None:
+            self.metrics.step(report)
+        else:
+            message = f"the update of step {after.step} is left out: {report.fault}; {report.batch.identity}"
+            log.warning("%s", message)
+            self.metrics.event("skip", phase, after, message)
         validates = ends_phase or _crosses(self.run.validation.every_tokens, before, after)
         if validates:
             self._validate(phase, after)
+        self.unsaved = report
         if is_last or ends_phase or _crosses(self.run.checkpoint.every_tokens, before, after):
-            self._save(report, validated=validates)
+            self._save_report(report, validated=validates)
+
+    def _save_report(self, report: StepReport, *, validated: bool) -> None:
+        """Save what a step led to. Only what was just validated has a score, and can be among the best."""
+        score = self.evaluation.loss if self.evaluation and validated else None
+        validation = config.to_tree(self.evaluation) if self.evaluation else None
+        found = {"loss": report.loss, "accuracy": report.accuracy, "validation": validation}
+        self.guard.rollbacks = 0  # they count from one checkpoint to the next
+        self._save(report.batch.clock, report.batch.loader_state, found, score)
 
     def _validate(self, phase: Phase, clock: Clock) -> None:
+        self.watch.enter(f"validates after step {clock.step}")
         if batches := self.held_out[phase.name]:
-            self.evaluation = evaluate(self.model, batches, device=self.device, precision=self.run.precision)
-            self.metrics.validation(self.evaluation, phase, clock)
+            self.evaluation = evaluate(
+                self.model, batches, device=self.device, precision=self.run.precision, spread=self.spread
+            )
+            lengths = []
+            if self.probe is not None:
+                lengths = self.probe.measure(
+                    self.model, device=self.device, precision=self.run.precision, spread=self.spread
+                )
+            self.metrics.validation(self.evaluation, phase, clock, lengths)
 
     def _validation_batches(self, phase: Phase) -> list[MaskedBatch]:
         """Return what a phase is validated on; nothing if nothing is held out."""
@@ -252,19 +368,38 @@ class _Session:
             )
         return batches
 
-    def _save(self, report: StepReport, *, validated: bool) -> None:
-        """Write a checkpoint. Only one that was just validated has a score, and can be among the best."""
-        validation = config.to_tree(self.evaluation) if self.evaluation else None
+    def _length_probe(self) -> LengthProbe | None:
+        """Return what looks at long held-out documents at several lengths; None if it is not wanted."""
+        settings, words = self.run.validation, self.tokenizer
+        if settings.by_length is None or not settings.fraction:
+            return None
+        longest = replace(self.run.phases[-1], sequence_length=max(settings.by_length.lengths))
+        sources, _ = self.open_sources(longest, "validation")
+        return LengthProbe(
+            draw_stretches(sources, settings.by_length.max_tokens),
+            settings.by_length,
+            self.masker,
+            mask_rate=settings.mask_rate,
+            special=(words.cls_id, words.sep_id, words.mask_id),
+            row_tokens=self.run.micro_batch_tokens,
+        )
+
+    def _save(
+        self, clock: Clock, loader_state: dict[str, Any], found: dict[str, Any], score: float | None
+    ) -> None:
+        self.watch.enter(f"saves step {clock.step}")
+        self.metrics.flush()
         self.checkpoints.save(
             self.model,
             self.optimizer,
-            clock=report.batch.clock,
-            loader_state=report.batch.loader_state,
-            metrics={"loss": report.loss, "accuracy": report.accuracy, "validation": validation},
+            clock=clock,
+            loader_state=loader_state,
+            metrics={**found, "guard": self.guard.state()},
             settings_yaml=config.dump(self.run),
             facts=self.facts,
-            score=self.evaluation.loss if self.evaluation and validated else None,
+            score=score,
         )
+        self.unsaved = None
 
     def _save_model(self, model: torch.nn.Module, folder: Path) -> None:
         """Write model and tokenizer, so that each checkpoint is usable as it is."""
@@ -273,12 +408,28 @@ class _Session:
         self.tokenizer.save_pretrained(folder, model_max_length=model.config.max_position_embeddings)
 
     def _finish(self) -> Path:
-        path = self.folder / "model"
-        self._save_model(self.model, path)
+        self.watch.enter("writes the model")
+        path, whole = self.folder / "model", self.spread.gathered()
+        if whole is not None:
+            if count := self.run.checkpoint.average_best:
+                self.checkpoints.finish()
+                folders = best_and_last(self.checkpoints, len(self.run.phases) - 1, count)
+                log.info("the model is the mean of %s", ", ".join(folder.name for folder in folders))
+                whole.load_state_dict(average(folders), strict=False)  # the tied decoder has no tensor
+            self._save_model(whole, path)
+        self.ranks.meet()
         return path
 
+    def _latest(self) -> Path | None:
+        """Return the newest checkpoint; the first rank looks, lest one sees another."""
+        name = self.ranks.from_first(str(self.checkpoints.latest() or ""))
+        return Path(name) if name else None
+
     def _newest(self) -> Path:
-        latest = self.checkpoints.latest()
+        self.watch.enter("writes its last checkpoint")
+        self.checkpoints.finish()
+        self.ranks.meet()
+        latest = self._latest()
         assert latest is not None  # every phase ends with one
         return latest
 
@@ -286,14 +437,3 @@ class _Session:
 def _crosses(every_tokens: int | None, before: Clock, after: Clock) -> bool:
     """Whether a multiple of `every_tokens` lies between two clocks."""
     return every_tokens is not None and before.tokens // every_tokens != after.tokens // every_tokens
-
-
-def _shown(report: StepReport, evaluation: Evaluation | None) -> dict[str, str]:
-    shown = {
-        "phase": report.batch.setting.phase.name,
-        "loss": f"{report.loss:.3f}",
-        "accuracy": f"{report.accuracy:.1%}",
-    }
-    if evaluation is not None:
-        shown["held-out"] = f"{evaluation.loss:.3f}"
-    return shown

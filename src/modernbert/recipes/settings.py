@@ -12,8 +12,15 @@ from modernbert.data.masking import MaskingSettings
 from modernbert.data.source import Overflow, SourceSettings
 from modernbert.errors import ConfigError, did_you_mean
 from modernbert.model.config import EncoderConfig
+from modernbert.recipes.metrics import LogSettings
+from modernbert.recipes.mixture import read_with_mixture
+from modernbert.recipes.start import StartSettings, complete
 from modernbert.runtime import Precision
 from modernbert.telemetry import human
+from modernbert.train.evaluation import LengthSettings
+from modernbert.train.guard import GuardSettings
+from modernbert.train.optim import OptimizerSettings
+from modernbert.train.parallel import DistributionSettings
 from modernbert.train.schedule import Phase, Schedule
 
 
@@ -42,12 +49,16 @@ class DataSettings:
     """Which text, and how documents become sequences.
 
     Attributes:
-        sources: Text files, folders of them, or folders of token shards, each with its weight.
+        sources: Text files, folders of them, or folders of token shards, each with its weight. In place of
+            them a run file may name a `mixture` file, and a `root` that sources without a path lie below: see
+            `recipes.mixture`.
         text_key: Name of the text in JSON lines and Parquet.
         text_unit: What a document is in a `.txt` file.
         max_document_bytes: A larger document is an error: it is mostly a file read in the wrong way.
         verify_shards: Whether token shards are compared with their checksums first, which reads them all.
         overflow: Whether a document longer than a sequence is cut into chunks or truncated (as published).
+        repeat: Whether a phase may read a source again, in another order and with other masks, once it has
+            read all of it. If not, a phase that asks for more than there is is refused before it begins.
     """
 
     sources: tuple[SourceSettings, ...]
@@ -56,6 +67,7 @@ class DataSettings:
     max_document_bytes: int = 4_000_000
     verify_shards: bool = False
     overflow: Overflow = "chunk"
+    repeat: bool = True
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -67,19 +79,6 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
-    """StableAdamW's constants (paper 2.2.2); the learning rate and weight decay stand in the phases."""
-
-    betas: tuple[float, ...] = (0.9, 0.98)
-    eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        are_right = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require("betas", list(self.betas), are_right, "two numbers, each at least 0 and below 1")
-        _require("eps", self.eps, self.eps > 0, "above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ValidationSettings:
     """What is held out, and how often it is looked at.
 
@@ -88,12 +87,14 @@ class ValidationSettings:
         mask_rate: Share of tokens to predict.
         every_tokens: Distance between validations; each phase ends with one in any case.
         max_tokens: At most so many held-out tokens are used.
+        by_length: At which lengths long held-out documents are looked at besides; null: at none.
     """
 
     fraction: float = 0.01
     mask_rate: float = 0.15
     every_tokens: int | None = None
     max_tokens: int = 1_000_000
+    by_length: LengthSettings | None = None
 
     def __post_init__(self) -> None:
         fraction, every = self.fraction, self.every_tokens
@@ -110,18 +111,24 @@ class CheckpointSettings:
     Attributes:
         every_tokens: Distance between checkpoints; each phase ends with one in any case.
         keep_last: How many of the newest stay.
-        keep_best: How many of the best by validation loss stay besides.
+        keep_best: How many of the best by validation loss stay besides. Those that were validated when they
+            were saved have one.
+        average_best: How many of the last phase's best are averaged with the last of all into the finished
+            model, as 3 were for ModernBERT-base (paper 2.2.2); 0: the finished model is the last.
     """
 
     every_tokens: int | None = None
     keep_last: int = 3
     keep_best: int = 1
+    average_best: int = 0
 
     def __post_init__(self) -> None:
         every = self.every_tokens
         _require("every_tokens", every, every is None or every >= 1, "at least 1, or null")
         _require("keep_last", self.keep_last, self.keep_last >= 1, "at least 1")
         _require("keep_best", self.keep_best, self.keep_best >= 0, "at least 0")
+        is_kept = 0 <= self.average_best <= self.keep_best
+        _require("average_best", self.average_best, is_kept, f"from 0 to `keep_best`, {self.keep_best}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +143,17 @@ class PretrainRun:
         phases: What happens when.
         micro_batch_tokens: Tokens of one packed row, which is one forward pass. It must divide all batches.
         masking: How masked tokens are treated.
-        optimizer: StableAdamW's constants.
+        optimizer: Which one, and its constants.
         validation: What is held out.
         checkpoint: When the run is saved.
+        log: What is written down while the run goes on.
         seed: Fixes weights, dropout, the order of the data and the masks.
         device: Where to compute.
         precision: Of forward and backward; weights are always fp32.
         attention: Attention backend, see `modernbert.ops.attention.BACKENDS`.
+        start: Which checkpoint to begin with; None: with weights drawn anew.
+        distribution: How the run is spread over several processes.
+        guard: What happens on steps whose loss or gradient is not finite, or whose loss leaps.
     """
 
     folder: str
@@ -155,10 +166,14 @@ class PretrainRun:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    log: LogSettings = field(default_factory=LogSettings)
     seed: int = 17
     device: str = "auto"
     precision: Precision = "auto"
     attention: str = "auto"
+    start: StartSettings | None = None
+    distribution: DistributionSettings = field(default_factory=DistributionSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
 
     def __post_init__(self) -> None:
         self.schedule()
@@ -181,6 +196,11 @@ class PretrainRun:
             raise ConfigError(
                 f"`tokenizer.vocab_size` is {self.tokenizer.vocab_size}, in multiples of 64 {size}; it must "
                 f"be at most `model.vocab_size`, {self.model.vocab_size}; lower it, or raise that"
+            )
+        if self.start is not None and self.start.new_words and size:
+            raise ConfigError(
+                f"`start.new_words` is set, but `tokenizer.vocab_size` {self.tokenizer.vocab_size} trains a "
+                "tokenizer, which finds its own words; only one of them may be; leave the other out"
             )
 
     def _check_phase(self, where: str, phase: Phase) -> None:
@@ -208,7 +228,7 @@ def read_run(path: Path, overrides: Iterable[str] = ()) -> PretrainRun:
     Raises:
         ConfigError: The file is missing, or a setting is unknown, missing or does not fit.
     """
-    tree = config.override(config.load(path), overrides)
+    tree = complete(read_with_mixture(path, overrides))
     model = tree.get("model")
     if isinstance(model, dict) and "vocab_size" in model:
         # A preset's own ids may lie beyond this vocabulary; the tokenizer's take their place in any case.

@@ -11,8 +11,9 @@ from pathlib import Path
 from modernbert.infer.fill_mask import Fills, describe
 from modernbert.infer.loading import load
 from modernbert.recipes import tour_text
-from modernbert.recipes.metrics import check_drawing, draw_curve
+from modernbert.recipes.drawing import check_drawing
 from modernbert.recipes.pretrain import PretrainResult, pretrain
+from modernbert.recipes.report import write_report
 from modernbert.recipes.settings import PretrainRun, read_run
 
 TEXTS = (
@@ -31,24 +32,24 @@ class TourResult:
         run: Its settings.
         training: How the training ended.
         fills: Proposals for each of `TEXTS`; empty if the training was stopped.
-        curve: Picture of the losses; None if the training was stopped.
+        report: The page with its curves; None if the training was stopped.
     """
 
     run: PretrainRun
     training: PretrainResult
     fills: list[Fills]
-    curve: Path | None
+    report: Path | None
 
     def summary(self) -> str:
         """Say what came out, and what to try next."""
-        if self.curve is None:
+        if self.report is None:
             return self.training.summary()
         model = self.training.model
         return "\n".join(
             [
                 *(describe(text, fills) + "\n" for text, fills in zip(TEXTS, self.fills, strict=True)),
                 self.training.summary(),
-                f"the losses are drawn in {self.curve}",
+                f"its curves are drawn in {self.report}",
                 "",
                 "Next:",
                 f'  modernbert fill-mask "Return the [MASK] of the list." -m {model}',
@@ -78,7 +79,6 @@ def tour(folder: Path, overrides: Iterable[str] = ()) -> TourResult:
     training, folder = pretrain(run), Path(run.folder)
     if training.model is None:
         return TourResult(run, training, [], None)
-    curve = folder / "loss.png"
-    draw_curve(folder / "metrics.jsonl", curve)
+    report, _ = write_report([folder])
     encoder = load(training.model, device=run.device, dtype=run.precision)
-    return TourResult(run, training, encoder.fill_mask(TEXTS, top_k=3), curve)
+    return TourResult(run, training, encoder.fill_mask(TEXTS, top_k=3), report)

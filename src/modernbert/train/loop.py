@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch.optim import Optimizer
 
+from modernbert.data.counter_random import key_of
 from modernbert.data.masking import MaskedBatch
 from modernbert.errors import DivergenceError, InputError
 from modernbert.layout import SequenceLayout
 from modernbert.model.heads import ModernBertForMaskedLM
-from modernbert.runtime import Precision, autocast
-from modernbert.train.feed import StepBatch
+from modernbert.runtime import Precision
+from modernbert.train.feed import StepBatch, stand_in
+from modernbert.train.guard import Guard, GuardSettings
+from modernbert.train.optim import clip_gradients, follow_schedule
+from modernbert.train.parallel import Spread
+from modernbert.train.ranks import Ranks
 from modernbert.train.schedule import Setting
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did.
+    """What one step did, over all ranks.
 
     Attributes:
         batch: What it consumed; its clock and loader state are those to save now.
         loss: Mean cross-entropy over the step's masked tokens, in nats, before the update.
         accuracy: Share of the masked tokens guessed right, before the update.
         num_masked: Masked tokens of the step.
-        gradient_norm: Euclidean norm of the step's gradient over all parameters; nothing is clipped by it.
+        gradient_norm: Euclidean norm of the step's gradient over all parameters, before any clipping.
         seconds: From the end of the step before, or the start: waiting for data included.
         wait_seconds: Of these, waiting for data.
+        fault: Why the update was left out; None if it was not.
     """
 
     batch: StepBatch
@@ -40,6 +46,7 @@ class StepReport:
     gradient_norm: float
     seconds: float
     wait_seconds: float
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,27 +73,53 @@ def train(
     *,
     device: torch.device,
     precision: Precision = "auto",
+    spread: Spread | None = None,
+    guard: Guard | None = None,
+    seed: int | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Iterator[StepReport]:
     """Take one optimizer step a batch.
 
     The loss is normalised by the masked tokens of the whole step, so that every masked token weighs
-    the same however the rows are cut.
+    the same however the rows are cut and whichever rank computes them.
+
+    Args:
+        model: Is trained.
+        optimizer: Over its parameters.
+        batches: One a step.
+        device: Where to compute.
+        precision: Of forward and backward.
+        spread: The model among other processes; None: this one is alone.
+        guard: Leaves out updates; the caller asks it when to stop. None: the first fault is an error.
+        seed: Fixes the dropout of each row by its step and number, whichever rank computes it; None: torch's
+            random state does.
+        on_stage: Is told what begins now, such as `waits for data of step 7`.
 
     Raises:
-        DivergenceError: The loss or the gradient is not finite. The weights are spoiled by then: go back to
-            a checkpoint.
+        DivergenceError: The loss or the gradient is not finite, and there is no guard; the weights are as
+            they were before that step.
+        InputError: Text cannot be read; all processes stop before the same step.
     """
-    began = time.perf_counter()
-    for batch in batches:
-        arrived = time.perf_counter()
+    spread = spread or Spread(model, device=device, precision=precision)
+    judge = guard or Guard(GuardSettings(skips=0))
+    arrivals, step = iter(batches), None
+    while True:
+        began = time.perf_counter()
+        on_stage("waits for its first data" if step is None else f"waits for the data after step {step}")
+        batch = _next(arrivals, spread.ranks, on_stage)
+        if batch is None:
+            return
+        step, arrived = batch.clock.step, time.perf_counter()
+        on_stage(f"takes step {step}")
         _apply(batch.setting, model, optimizer)
-        loss, correct, gradient_norm = _step(model, optimizer, batch.rows, device, precision)
-        if not math.isfinite(loss + gradient_norm):
-            raise DivergenceError(
-                f"the loss of step {batch.clock.step} is {loss}, its gradient's norm {gradient_norm}; "
-                f"both must be finite; the batch is {batch.identity}"
-            )
-        num_masked = sum(row.num_masked for row in batch.rows)
+        loss, correct, gradient_norm, num_masked = _gradients(spread, batch, seed)
+        fault = judge.judge(loss, gradient_norm, batch.setting.phase_index)
+        if fault is None:
+            clip_gradients(optimizer, gradient_norm)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if fault is not None and guard is None:
+            raise DivergenceError(f"step {step} is bad: {fault}; the batch is {batch.identity}")
         ended = time.perf_counter()
         yield StepReport(
             batch=batch,
@@ -96,8 +129,8 @@ def train(
             gradient_norm=gradient_norm,
             seconds=ended - began,
             wait_seconds=arrived - began,
+            fault=fault,
         )
-        began = time.perf_counter()
 
 
 @torch.no_grad()
@@ -107,8 +140,17 @@ def evaluate(
     *,
     device: torch.device,
     precision: Precision = "auto",
+    spread: Spread | None = None,
 ) -> Evaluation:
     """Measure masked loss and accuracy on fixed batches; the model's mode is left as it was.
+
+    Args:
+        model: Is measured.
+        batches: The same on all ranks.
+        device: Where to compute.
+        precision: Of the forward pass.
+        spread: The model among other processes, each of which then measures its share; None: all is measured
+            here.
 
     Raises:
         InputError: No token is masked, so that there is nothing to measure.
@@ -119,67 +161,68 @@ def evaluate(
             f"the evaluation set of {len(batches)} batches has no masked token; it must have at least one; "
             "give it more text or a higher mask rate"
         )
-    was_training = model.training
+    spread = spread or Spread(model, device=device, precision=precision)
+    ranks, was_training = spread.ranks, model.training
     model.eval()
-    loss, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
-    for batch in batches:
+    own = [batches[i] for i in ranks.share_of(len(batches))]
+    total = torch.zeros(2, device=device, dtype=torch.float64 if device.type == "cpu" else torch.float32)
+    for batch in [*own, *[stand_in()] * (ranks.turns(len(batches)) - len(own))]:
         # A layout of its own, lest the kept batches collect what backends derive from theirs.
-        row = replace(batch.to(device), layout=SequenceLayout(batch.layout.lengths, device))
-        row_loss, row_correct = _loss(model, row, device, precision)
-        loss, correct = loss + row_loss, correct + row_correct
+        row = replace(batch, layout=SequenceLayout(batch.layout.lengths, device))
+        loss, correct = spread.loss(row)
+        total += torch.stack([loss, correct.to(loss.dtype)])
     model.train(was_training)
+    spread.settle()
+    loss_sum, num_correct = ranks.add(total).tolist()
     labels = torch.cat([batch.labels for batch in batches])
     return Evaluation(
-        loss=loss.item() / num_masked,
-        accuracy=correct.item() / num_masked,
+        loss=loss_sum / num_masked,
+        accuracy=num_correct / num_masked,
         commonest_accuracy=labels.bincount().max().item() / num_masked,
         num_masked=num_masked,
     )
 
 
-def _apply(setting: Setting, model: ModernBertForMaskedLM, optimizer: Optimizer) -> None:
-    """Bring model and optimizer to what the schedule says of this step.
+def _next(arrivals: Iterator[StepBatch], ranks: Ranks, on_stage: Callable[[str], None]) -> StepBatch | None:
+    """Take the next batch. If a process cannot have its own, none begins the step, lest they wait for it."""
+    batch, failure = None, None
+    try:
+        batch = next(arrivals, None)
+    except InputError as error:
+        failure = error
+    on_stage("has its data, and waits for the others to have theirs")
+    if ranks.any(failure is not None):
+        raise failure or InputError(
+            "another process cannot read its text; all must have theirs; it says which, mend that"
+        )
+    return batch
 
-    `max_lr`, by which the weight decay is relative, is the phase's own peak. The authors' code seems to keep
-    that of the first phase; it would make the later phases' decay 3/8 of what their rows say.
-    """
+
+def _apply(setting: Setting, model: ModernBertForMaskedLM, optimizer: Optimizer) -> None:
+    """Bring model and optimizer to what the schedule says of this step."""
     phase = setting.phase
     model.model.set_rope_thetas(
         global_rope_theta=phase.global_rope_theta, local_rope_theta=phase.local_rope_theta
     )
-    for group in optimizer.param_groups:
-        group["lr"] = setting.learning_rate
-        group["max_lr"] = phase.learning_rate
-        if group.get("name") == "decay":
-            group["weight_decay"] = phase.weight_decay
+    follow_schedule(optimizer, setting)
 
 
-def _step(
-    model: ModernBertForMaskedLM,
-    optimizer: Optimizer,
-    rows: Sequence[MaskedBatch],
-    device: torch.device,
-    precision: Precision,
-) -> tuple[float, int, float]:
-    """Take one step; return its mean loss, its right guesses and its gradient's norm."""
-    model.train()
-    num_masked = sum(row.num_masked for row in rows)
+def _gradients(spread: Spread, batch: StepBatch, seed: int | None) -> tuple[float, float, float, int]:
+    """Compute a step's gradients; return its mean loss, right guesses, gradient's norm, masked tokens."""
+    spread.model.train()
+    device = spread.device
+    num_masked = torch.full((), float(sum(row.num_masked for row in batch.rows)), device=device)
+    # All ranks' now: it divides each row's loss. The host does not wait for it.
+    divisor = spread.ranks.add(num_masked.clone()).clamp(min=1)
     total, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
-    for row in rows:
-        row_loss, row_correct = _loss(model, row.to(device), device, precision)
-        share = row_loss / max(num_masked, 1)
-        share.backward()
-        total, correct = total + share.detach(), correct + row_correct
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    figures = torch.stack([total, correct.float(), norm.float()])
-    loss, num_correct, gradient_norm = figures.tolist()  # the step's only wait for the device
-    return loss, int(num_correct), gradient_norm
-
-
-def _loss(
-    model: ModernBertForMaskedLM, row: MaskedBatch, device: torch.device, precision: Precision
-) -> tuple[torch.Tensor, torch.Tensor]:
-    with autocast(device, precision):
-        return model.loss(row.input_ids, row.layout, row.masked_positions, row.labels)
+    for place, (row, number) in enumerate(zip(batch.rows, batch.row_numbers, strict=True), start=1):
+        if seed is not None:
+            torch.manual_seed(key_of("dropout", seed, batch.clock.step, number or 0))
+        with spread.micro_batch(is_last=place == len(batch.rows)):
+            row_loss, row_correct = spread.loss(row)
+            mean = row_loss / divisor
+            spread.backward(mean)
+        total, correct = total + mean.detach(), correct + row_correct
+    figures = torch.stack([total, correct.float(), spread.squared_gradient_norm(), num_masked])
+    loss, num_correct, square, masked = spread.ranks.add(figures).tolist()  # the step's only wait
+    return loss, num_correct, math.sqrt(square), int(masked)

@@ -1,139 +1,124 @@
-"""StableAdamW and the parameter groups that ModernBERT was trained with (paper 2.2.2)."""
+"""The optimizers of pretraining: which one, over which parameters, and how it follows the schedule."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
+from torch.optim import AdamW, Optimizer
 
 from modernbert.errors import ConfigError
+from modernbert.model.layers import FUSED
+from modernbert.train.dtensor import local
+from modernbert.train.muon import Muon
+from modernbert.train.schedule import Phase, Setting
+from modernbert.train.stable_adamw import StableAdamW
 
 Group = dict[str, Any]
 
+HIDDEN = ("attn.Wqkv.weight", "attn.Wo.weight", "mlp.Wi.weight", "mlp.Wo.weight", "head.dense.weight")
+"""How the names of hidden matrices end: what neither reads token ids nor gives scores."""
 
-class StableAdamW(Optimizer):
-    """AdamW whose learning rate is divided, tensor by tensor, by how far the update overshoots.
 
-    With `b(t) = (beta**t - beta) / (beta**t - 1)`, the debiased coefficient, a step is
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """Which optimizer, and its constants; the learning rate and weight decay stand in the phases.
 
-        m = b1(t) * m + (1 - b1(t)) * g
-        v = b2(t) * v + (1 - b2(t)) * g**2
-        lr_t = lr / max(1, sqrt(mean(g**2 / max(v, eps**2))))
-        p = p * (1 - lr_t / max_lr * weight_decay)
-        p = p - lr_t * m / (sqrt(v) + eps)
-
-    The clipped learning rate stays on the device: a step never waits for it. Weight decay is fully
-    decoupled: it follows the schedule and the clip, not the learning rate's own size, so that 1e-5
-    is a usual value. No gradient clipping is needed beside it.
-
-    Args:
-        params: float32 parameters, or groups of them, see `parameter_groups`.
-        lr: Learning rate, above 0.
-        betas: Coefficients of the running means of the gradient and of its square, each in [0, 1).
-        eps: Added to the root of the mean square, above 0.
-        weight_decay: Share of a weight that a step at `max_lr` takes away, in [0, 1).
-        max_lr: The schedule's peak, to which `lr` is compared for weight decay; `lr` by default.
-
-    Raises:
-        ConfigError: A value out of its range, or a parameter of half precision.
+    Attributes:
+        name: `stable_adamw` as published (paper 2.2.2), `adamw`, or `muon`: Muon for the hidden matrices and
+            AdamW for everything else.
+        betas: Coefficients of the running means of the gradient and of its square.
+        eps: Added to the root of the mean square.
+        momentum: Coefficient of the running mean of a hidden matrix's gradient, for `muon`.
+        clip_norm: The gradient is scaled down to this norm if it is larger; null for never. For `adamw` only:
+            StableAdamW clips each tensor's update, and Muon's does not grow with the gradient.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[Group],
-        lr: float,
-        *,
-        betas: tuple[float, float] = (0.9, 0.98),
-        eps: float = 1e-6,
-        weight_decay: float = 1e-5,
-        max_lr: float | None = None,
-    ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "max_lr": max_lr}
-        super().__init__(params, defaults)
+    name: Literal["stable_adamw", "adamw", "muon"] = "stable_adamw"
+    betas: tuple[float, ...] = (0.9, 0.98)
+    eps: float = 1e-6
+    momentum: float = 0.95
+    clip_norm: float | None = None
 
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a group of parameters; what it does not set, the constructor's arguments do."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        if group["max_lr"] is None:
-            group["max_lr"] = group["lr"]
-        _check(group)
+    def __post_init__(self) -> None:
+        are_right = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        clip = self.clip_norm
+        rules = {
+            "betas": (are_right, "two numbers, each at least 0 and below 1"),
+            "eps": (self.eps > 0, "above 0"),
+            "momentum": (0 <= self.momentum < 1, "at least 0 and below 1"),
+            "clip_norm": (
+                clip is None or (clip > 0 and self.name == "adamw"),
+                "above 0 with `adamw`, or null",
+            ),
+        }
+        for key, (is_right, rule) in rules.items():
+            if not is_right:
+                value = list(self.betas) if key == "betas" else getattr(self, key)
+                raise ConfigError(f"`{key}` is {value!r}; it must be {rule}")
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
 
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+def build_optimizer(model: nn.Module, settings: OptimizerSettings, phase: Phase) -> Optimizer:
+    """Return the optimizer of a run over a model's parameters, as it is when a phase begins.
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient.
+    Args:
+        model: With parameters under their published names, on the device, and already split over ranks if it
+            will be.
+        settings: Which optimizer.
+        phase: Gives learning rate and weight decay; see `follow_schedule` for the later steps.
+    """
+    groups = parameter_groups(model, phase.weight_decay)
+    lr, betas = phase.learning_rate, (settings.betas[0], settings.betas[1])
+    if settings.name == "stable_adamw":
+        return StableAdamW(groups, lr, betas=betas, eps=settings.eps)
+    for group in groups:
+        group["weight_decay"] /= lr
+    if settings.name == "muon":
+        return Muon(_hidden_apart(groups), lr, betas=betas, eps=settings.eps, momentum=settings.momentum)
+    for group in groups:
+        group["clip_norm"] = settings.clip_norm
+    is_cuda = any(param.is_cuda for param in model.parameters())
+    return AdamW(groups, lr, betas=betas, eps=settings.eps, fused=is_cuda, foreach=not is_cuda)
 
-        Args:
-            closure: Computes the loss and its gradients anew, if given.
 
-        Returns:
-            The closure's loss.
+def follow_schedule(optimizer: Optimizer, setting: Setting) -> None:
+    """Give an optimizer the learning rate and weight decay of a step.
 
-        Raises:
-            ConfigError: A gradient is sparse.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for age, params in self._by_age(group).items():
-                self._update(group, age, params)
-        return loss
+    A phase's `weight_decay` is the share of a weight that a step at the phase's peak takes away, whichever
+    the optimizer; AdamW and Muon, which have it relative to the learning rate, get it divided by the peak. It
+    is each phase's own peak. The authors' code seems to keep that of the first phase; it would make the later
+    phases' decay 3/8 of what their rows say.
 
-    def _by_age(self, group: Group) -> dict[int, list[Tensor]]:
-        """Count this step for each parameter with a gradient, and sort them by their number of steps.
+    Args:
+        optimizer: Over groups named as `parameter_groups` names them.
+        setting: What the schedule says of the step.
+    """
+    peak = setting.phase.learning_rate
+    for group in optimizer.param_groups:
+        group["lr"] = setting.learning_rate
+        decay = setting.phase.weight_decay
+        if "max_lr" in group:
+            group["max_lr"] = peak
+        else:
+            decay /= peak
+        if group.get("name") == "decay":
+            group["weight_decay"] = decay
 
-        Mostly one entry; a parameter that had no gradient for a while is debiased by its own count.
-        """
-        ages: dict[int, list[Tensor]] = {}
-        for index, param in enumerate(group["params"]):
-            if param.grad is None:
-                continue
-            if param.grad.layout is not torch.strided:
-                raise ConfigError(
-                    f"the gradient of {_named(group, index)} is sparse; it must be dense; "
-                    "build its embedding with `sparse=False`"
-                )
-            state = self.state[param]
-            if not state:
-                state["step"] = 0
-                state["exp_avg"] = torch.zeros_like(param)
-                state["exp_avg_sq"] = torch.zeros_like(param)
-            state["step"] += 1
-            ages.setdefault(state["step"], []).append(param)
-        return ages
 
-    def _update(self, group: Group, age: int, params: list[Tensor]) -> None:
-        """Take step number `age` of `params`, all at once."""
-        grads = [param.grad for param in params if param.grad is not None]
-        means = [self.state[param]["exp_avg"] for param in params]
-        squares = [self.state[param]["exp_avg_sq"] for param in params]
-        beta1, beta2 = (_debiased(beta, age) for beta in group["betas"])
-        torch._foreach_lerp_(means, grads, weight=1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
+def clip_gradients(optimizer: Optimizer, norm: float) -> None:
+    """Scale the gradients down, in place, where the optimizer has a `clip_norm` that they exceed.
 
-        roots = list(torch._foreach_sqrt(squares))
-        clips = _clips(grads, roots, group["eps"])
-        if group["weight_decay"] != 0:
-            shares = torch._foreach_reciprocal(clips)
-            torch._foreach_mul_(shares, -group["lr"] / group["max_lr"] * group["weight_decay"])
-            torch._foreach_add_(shares, 1.0)
-            torch._foreach_mul_(params, shares)
-        torch._foreach_add_(roots, group["eps"])
-        torch._foreach_mul_(roots, clips)
-        torch._foreach_addcdiv_(params, means, roots, value=-group["lr"])
+    Args:
+        optimizer: Over parameters with their gradients.
+        norm: Of all gradients together, on all ranks.
+    """
+    for group in optimizer.param_groups:
+        limit = group.get("clip_norm")
+        if limit is not None and norm > limit:
+            for param in group["params"]:
+                if param.grad is not None:
+                    local(param.grad).mul_(limit / norm)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
@@ -154,50 +139,26 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
     return [
         {
             "name": group_name,
-            "params": [param for name, param in named if decays[name] is is_decayed],
-            "parameter_names": [name for name, _ in named if decays[name] is is_decayed],
+            **_listed([item for item in named if decays[item[0]] is is_decayed]),
             "weight_decay": weight_decay if is_decayed else 0.0,
         }
         for group_name, is_decayed in (("decay", True), ("no_decay", False))
     ]
 
 
-def _debiased(beta: float, age: int) -> float:
-    """Return the coefficient that makes a running mean unbiased after `age` steps without a correction."""
-    return float((beta**age - beta) / (beta**age - 1))
+def _hidden_apart(groups: list[Group]) -> list[Group]:
+    """Take the hidden matrices out of the parameters that decay, into a group of their own."""
+    decay, no_decay = groups
+    named = list(zip(decay["parameter_names"], decay["params"], strict=True))
+    hidden = [(name, param) for name, param in named if name.endswith(HIDDEN)]
+    rest = [(name, param) for name, param in named if not name.endswith(HIDDEN)]
+    counts = [next((FUSED[end] for end in FUSED if name.endswith(end)), 1) for name, _ in hidden]
+    return [
+        {**decay, **_listed(hidden), "num_matrices": counts},
+        {**decay, **_listed(rest)},
+        no_decay,
+    ]
 
 
-def _clips(grads: list[Tensor], roots: list[Tensor], eps: float) -> list[Tensor]:
-    """Return, for each tensor, what its learning rate is divided by: a scalar on its device, at least 1."""
-    ratios = torch._foreach_clamp_min(roots, eps)
-    torch._foreach_reciprocal_(ratios)
-    torch._foreach_mul_(ratios, grads)
-    clips = list(torch._foreach_norm(ratios))
-    torch._foreach_div_(clips, [math.sqrt(max(1, grad.numel())) for grad in grads])
-    torch._foreach_clamp_min_(clips, 1.0)
-    return clips
-
-
-def _check(group: Group) -> None:
-    beta1, beta2 = group["betas"]
-    rules = {
-        "lr": (group["lr"] > 0, "above 0"),
-        "max_lr": (group["max_lr"] > 0, "above 0"),
-        "betas": (0 <= beta1 < 1 and 0 <= beta2 < 1, "two numbers, each at least 0 and below 1"),
-        "eps": (group["eps"] > 0, "above 0"),
-        "weight_decay": (0 <= group["weight_decay"] < 1, "at least 0 and below 1"),
-    }
-    for key, (is_right, rule) in rules.items():
-        if not is_right:
-            raise ConfigError(f"`{key}` is {group[key]!r}; it must be {rule}")
-    for index, param in enumerate(group["params"]):
-        if param.dtype not in (torch.float32, torch.float64):
-            raise ConfigError(
-                f"{_named(group, index)} is {param.dtype}; it must be torch.float32, or small updates "
-                "are lost; call `model.float()` and compute in half precision with autocast"
-            )
-
-
-def _named(group: Group, index: int) -> str:
-    names = group.get("parameter_names")
-    return f"parameter `{names[index]}`" if names else f"parameter {index} of its group"
+def _listed(named: list[tuple[str, nn.Parameter]]) -> Group:
+    return {"params": [param for _, param in named], "parameter_names": [name for name, _ in named]}

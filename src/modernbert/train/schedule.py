@@ -98,12 +98,16 @@ class Phase:
 
     def num_steps(self) -> int:
         """Count the steps of this phase if each batch is full."""
-        seen = steps = 0
+        return sum(self.steps_of_sizes())
+
+    def steps_of_sizes(self) -> tuple[int, ...]:
+        """Count the steps at each of `batch_sizes` if each batch is full."""
+        seen, steps = 0, []
         ends = [*(border for border, _ in self.batch_sizes[1:]), self.tokens]
         for (_, size), end in zip(self.batch_sizes, ends, strict=True):
-            here = max(0, -(-(end - seen) // size))
-            seen, steps = seen + here * size, steps + here
-        return steps
+            steps.append(max(0, -(-(end - seen) // size)))
+            seen += steps[-1] * size
+        return tuple(steps)
 
     def _check_ranges(self) -> None:
         if not self.name:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from modernbert.errors import CheckpointError
 from modernbert.model.tensor_files import read_tensors_and_notes, write_tensors
+from modernbert.train.parallel import placed_like
 
 _CPU, _CUDA = "rng/cpu", "rng/cuda"
 _NOTE = "optimizer"
@@ -25,7 +26,7 @@ class Snapshot:
 
     Attributes:
         optimizer_state: By the index of the parameter, as `Optimizer.state_dict` has it.
-        random_states: Of the CPU, and of the CUDA device if the model was on one.
+        random_states: Of the CPU, and of the CUDA device if the model was on one; none of several processes.
     """
 
     optimizer_state: dict[int, dict[str, Any]]
@@ -34,7 +35,8 @@ class Snapshot:
     def apply(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Set the optimizer's state, not its options, and the random states."""
         optimizer.load_state_dict({**optimizer.state_dict(), "state": self.optimizer_state})
-        torch.set_rng_state(self.random_states[_CPU])
+        if _CPU in self.random_states:
+            torch.set_rng_state(self.random_states[_CPU])
         device = _device(model)
         if device.type == "cuda" and _CUDA in self.random_states:
             torch.cuda.set_rng_state(self.random_states[_CUDA], device)
@@ -52,7 +54,7 @@ def write_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> None:
         CheckpointError: The optimizer has a parameter that the model has not.
         OSError: The file could not be written.
     """
-    named = _optimized(model, optimizer)
+    named = optimized(model, optimizer)
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for name, param in named.items():
@@ -80,9 +82,9 @@ def read_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> Snapsho
         CheckpointError: The file is missing or cut short, or is of another optimizer.
     """
     tensors, notes = read_tensors_and_notes(file)
-    named = _optimized(model, optimizer)
+    named = optimized(model, optimizer)
     note = json.loads(notes.get(_NOTE, "{}"))
-    _check_optimizer(file, note, optimizer, list(named))
+    check_optimizer(file, note, optimizer, list(named))
     if _CPU not in tensors:
         raise CheckpointError(
             f"`{file}` has no `{_CPU}`; it must hold the random state; use another checkpoint"
@@ -96,11 +98,17 @@ def read_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> Snapsho
             raise CheckpointError(f"`{file}` holds `{full}`, of no parameter; use another checkpoint")
         if isinstance(value, Tensor):
             _check_shape(file, full, value, named[name])
+            value = placed_like(value, named[name]) if value.ndim else value
         state.setdefault(indices[name], {})[key] = value
     return Snapshot(state, random_states)
 
 
-def _check_optimizer(file: Path, note: Mapping[str, Any], optimizer: Optimizer, names: list[str]) -> None:
+def check_optimizer(file: Path, note: Mapping[str, Any], optimizer: Optimizer, names: list[str]) -> None:
+    """Make sure that the note of a saved optimizer's class and parameters is of this one.
+
+    Raises:
+        CheckpointError: It is of another.
+    """
     if not note:
         raise CheckpointError(
             f"`{file}` has no note `{_NOTE}`; it must hold an optimizer's state; use another checkpoint"
@@ -127,8 +135,12 @@ def _check_shape(file: Path, full: str, value: Tensor, param: Tensor) -> None:
         )
 
 
-def _optimized(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
-    """Return an optimizer's parameters, in its order, by their names in the model."""
+def optimized(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """Return an optimizer's parameters, in its order, by their names in the model.
+
+    Raises:
+        CheckpointError: The optimizer has a parameter that the model has not.
+    """
     names = {id(param): name for name, param in model.named_parameters()}
     params = [param for group in optimizer.param_groups for param in group["params"]]
     for param in params:

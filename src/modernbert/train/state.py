@@ -1,4 +1,4 @@
-"""What a run writes down to go on later, bit for bit: checkpoints, kept, ranked, restored and averaged.
+"""What a run writes down to go on later, bit for bit: checkpoints, kept, ranked and restored.
 
 A checkpoint is a folder that loads as a model, with the optimizer, the random states and the clock
 beside the weights. safetensors and JSON only: reading one never runs code.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from modernbert import config, files
+from modernbert import files
 from modernbert.errors import CheckpointError, ConfigError, InputError, StorageError
-from modernbert.model.checkpoint import read_config, read_tensors
-from modernbert.model.tensor_files import write_tensors
+from modernbert.model.checkpoint import read_tensors
+from modernbert.train.parallel import placed_like
+from modernbert.train.ranks import ALONE, Ranks
 from modernbert.train.schedule import Clock
 from modernbert.train.snapshot import read_snapshot, write_snapshot
 
@@ -30,7 +31,9 @@ FORMAT = 1
 
 OPTIMIZER = "optimizer.safetensors"
 
-_COPIED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+PARTS = "optimizer"
+"""Folder of the optimizer's parts, where several processes wrote the checkpoint."""
+
 _STATE_KEYS = ("bytes", "clock", "loader", "metrics", "order", "score")
 
 
@@ -42,11 +45,13 @@ class RestoredState:
         clock: How far the run was.
         loader_state: What the loader gave to `save`.
         metrics: What had been measured.
+        score: How good it was.
     """
 
     clock: Clock
     loader_state: dict[str, Any]
     metrics: dict[str, Any]
+    score: float | None
 
 
 class Checkpoints:
@@ -110,24 +115,54 @@ class Checkpoints:
         Raises:
             StorageError: The disk is full or not writable; the message names the last good checkpoint.
         """
-        path = self.folder / f"step-{clock.step:09d}"
         state = {
-            "format": FORMAT,
-            "order": max((entry.order for entry in self._entries()), default=0) + 1,
             "clock": asdict(clock),
             "score": score if score is not None and math.isfinite(score) else None,
             "metrics": dict(metrics),
             "loader": dict(loader_state),
         }
+        return self._save(self._path(clock.step), model, optimizer, state, settings_yaml, dict(facts))
+
+    def finish(self) -> None:
+        """Wait until everything that was saved is on the disk; see `save` for what it raises."""
+
+    def _save(
+        self,
+        path: Path,
+        model: nn.Module,
+        optimizer: Optimizer,
+        state: dict[str, Any],
+        settings_yaml: str,
+        facts: dict[str, Any],
+    ) -> Path:
+        def fill(folder: Path) -> None:
+            self._save_model(model, folder)
+            write_snapshot(folder / OPTIMIZER, model, optimizer)
+
         self._sweep()
-        with self._last_good_named(path), _new_folder(path) as temporary:
-            self._save_model(model, temporary)
-            write_snapshot(temporary / OPTIMIZER, model, optimizer)
-            files.write_text(temporary / "run.yaml", settings_yaml)
-            files.write_json(temporary / "facts.json", dict(facts))
-            files.write_json(temporary / "state.json", {**state, "bytes": _sizes(temporary)})
-        self._prune()
+        self._commit(path, fill, state, settings_yaml, facts)
         return path
+
+    def _commit(
+        self,
+        path: Path,
+        fill: Callable[[Path], None],
+        state: dict[str, Any],
+        settings_yaml: str,
+        facts: dict[str, Any],
+    ) -> None:
+        """Write a checkpoint's files beside what `fill` puts there, and remove those that are not kept."""
+        order = max((entry.order for entry in self._entries()), default=0) + 1
+        with self._last_good_named(path), _new_folder(path) as temporary:
+            fill(temporary)
+            files.write_text(temporary / "run.yaml", settings_yaml)
+            files.write_json(temporary / "facts.json", facts)
+            whole = {"format": FORMAT, "order": order, **state, "bytes": _sizes(temporary)}
+            files.write_json(temporary / "state.json", whole)
+        self._prune()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}"
 
     def folders(self) -> list[Path]:
         """Return the whole checkpoints in the order in which they were saved."""
@@ -174,9 +209,10 @@ class Checkpoints:
             raise StorageError(f"{error}; {last}") from error
 
 
-def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> RestoredState:
+def restore(folder: Path, model: nn.Module, optimizer: Optimizer, ranks: Ranks = ALONE) -> RestoredState:
     """Bring a model, its optimizer and the random states to where `Checkpoints.save` left them.
 
+    How many processes wrote the checkpoint does not matter, nor how many read it.
     The optimizer's options (learning rate, betas …) stay as they are: they come from the settings.
     Nothing is changed unless every file is whole and the optimizer's fits.
 
@@ -184,15 +220,30 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> RestoredSta
         folder: A checkpoint.
         model: Of the same shape, on any device.
         optimizer: Of the same class, over the same parameters.
+        ranks: All call this together, each with its part of the model.
 
     Raises:
         CheckpointError: A file is missing, cut short or of another format, or does not fit.
     """
     state = _read_state(folder)
-    snapshot = read_snapshot(folder / OPTIMIZER, model, optimizer)
+    if (folder / PARTS).is_dir():
+        from modernbert.train.parts import read_parts  # and with it much that one process does not need
+
+        snapshot = read_parts(folder / PARTS, model, optimizer, ranks)
+    else:
+        snapshot = read_snapshot(folder / OPTIMIZER, model, optimizer)
     load_weights(model, folder)
     snapshot.apply(model, optimizer)
-    return RestoredState(Clock(**state["clock"]), state["loader"], state["metrics"])
+    return RestoredState(Clock(**state["clock"]), state["loader"], state["metrics"], state["score"])
+
+
+def read_clock(folder: Path) -> Clock:
+    """Return how far the run was when a checkpoint was saved.
+
+    Raises:
+        CheckpointError: A file is missing, cut short or of another format.
+    """
+    return Clock(**_read_state(folder)["clock"])
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -223,65 +274,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         _check_like(folder, name, tensor, targets[name])
     with torch.no_grad():
         for name, tensor in tensors.items():
-            targets[name].copy_(tensor)
-
-
-def average(folders: Sequence[Path], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
-    """Average the weights of several models in float64, tensor by tensor (paper 2.2.2).
-
-    Args:
-        folders: Folders of models, or of checkpoints, of the same `config.json`.
-        weights: One for each folder, above 0; equal by default. They need not sum to 1.
-
-    Returns:
-        A tensor for each name, on the CPU, of the first folder's shape and type.
-
-    Raises:
-        InputError: No folder, or another number of weights than folders, or a weight that is not above 0.
-        CheckpointError: A file is missing or cut short, or settings, names, shapes or types differ.
-    """
-    shares = _shares(folders, weights)
-    models = [read_tensors(folder) for folder in folders]  # mapped files: read as they are added up
-    _check_configs(folders)
-    first = models[0]
-    for folder, tensors in zip(folders, models, strict=True):
-        for name in sorted(first.keys() ^ tensors.keys()):
-            raise CheckpointError(
-                f"`{name}` is in only one of `{folders[0]}` and `{folder}`; both must hold it; "
-                "average checkpoints of one run"
-            )
-        for name, tensor in tensors.items():
-            _check_like(folder, name, tensor, first[name])
-            if not tensor.is_floating_point():
-                raise CheckpointError(
-                    f"`{name}` in `{folder}` is {tensor.dtype}; only floating point can be averaged"
-                )
-    return {name: _mean([tensors[name] for tensors in models], shares) for name in first}
-
-
-def average_checkpoints(
-    folders: Sequence[Path], output: Path, weights: Sequence[float] | None = None
-) -> None:
-    """Write the average of several models as a new folder that loads as a model.
-
-    Configuration and tokenizer are copied from the last folder.
-
-    Args:
-        folders: See `average`.
-        output: A folder that does not exist yet.
-        weights: See `average`.
-
-    Raises:
-        InputError: See `average`.
-        CheckpointError: See `average`.
-        StorageError: `output` exists, or the disk is full or not writable.
-    """
-    tensors = average(folders, weights)
-    with files.atomic_folder(output) as temporary:
-        write_tensors(temporary / "model.safetensors", tensors, {"format": "pt"})
-        for name in _COPIED_FILES:
-            if (folders[-1] / name).exists():
-                shutil.copyfile(folders[-1] / name, temporary / name)
+            targets[name].copy_(placed_like(tensor, targets[name]))
 
 
 @dataclass(frozen=True)
@@ -369,37 +362,3 @@ def _check_like(folder: Path, name: str, found: Tensor, wanted: Tensor) -> None:
             f"`{name}` in `{folder}` is {found.dtype} {tuple(found.shape)}; "
             f"it must be {wanted.dtype} {tuple(wanted.shape)}; use the settings of that run"
         )
-
-
-def _check_configs(folders: Sequence[Path]) -> None:
-    """Refuse models that compute differently with the same shapes, as those of other RoPE bases do."""
-    first, *others = (config.to_tree(read_config(folder)) for folder in folders)
-    for folder, other in zip(folders[1:], others, strict=True):
-        if changes := config.differences(first, other):
-            raise CheckpointError(
-                f"`{folders[0]}` and `{folder}` differ in their settings ({', '.join(changes)}); they must "
-                "have the same; average checkpoints of one phase"
-            )
-
-
-def _shares(folders: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
-    if not folders:
-        raise InputError("there is no checkpoint to average; give at least one folder")
-    shares = [1.0] * len(folders) if weights is None else [float(weight) for weight in weights]
-    if len(shares) != len(folders):
-        raise InputError(
-            f"there are {len(shares)} weights for {len(folders)} folders; give one for each folder"
-        )
-    for share in shares:
-        if not 0 < share < float("inf"):
-            raise InputError(
-                f"a weight of the average is {share}; it must be above 0 and finite; leave that folder out"
-            )
-    return shares
-
-
-def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
-    for tensor, share in zip(tensors, shares, strict=True):
-        total.add_(tensor.double(), alpha=share)
-    return total.div_(sum(shares)).to(tensors[0].dtype)

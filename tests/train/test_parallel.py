@@ -1,0 +1,99 @@
+"""What of the spread model one process can tell; `tests/recipes/test_distributed.py` has several."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from modernbert.data.masking import MaskedBatch
+from modernbert.errors import ConfigError
+from modernbert.layout import pack
+from modernbert.model.config import EncoderConfig
+from modernbert.model.heads import ModernBertForMaskedLM
+from modernbert.model.init import initialise
+from modernbert.train.feed import stand_in
+from modernbert.train.parallel import DistributionSettings, Spread, placed_like
+
+CPU = torch.device("cpu")
+
+
+def build(dropout: float = 0.0) -> ModernBertForMaskedLM:
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+    config = EncoderConfig(vocab_size=32, window=3, pad_token_id=0, attn_out_dropout=dropout, **shape)
+    model = ModernBertForMaskedLM(config)
+    initialise(model, seed=1)
+    return model.train()
+
+
+def row() -> MaskedBatch:
+    ids, layout = pack([list(range(5, 20)), list(range(9))])
+    places = torch.tensor([1, 4, 9, 17])
+    return MaskedBatch(ids, layout, places, ids[places])
+
+
+def gradients(model: ModernBertForMaskedLM, settings: DistributionSettings | None) -> dict[str, torch.Tensor]:
+    spread = Spread(model, device=CPU, settings=settings)
+    torch.manual_seed(3)
+    loss, _ = spread.loss(row())
+    spread.backward(loss)
+    return {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_layers_computed_again_have_the_same_gradients(dropout: float) -> None:
+    model = build(dropout)
+    again = copy.deepcopy(model)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    again.model.layers[1].register_forward_pre_hook(count)
+    expected = gradients(model, DistributionSettings())
+    found = gradients(again, DistributionSettings(activation_checkpointing=True))
+    assert calls == 2
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+
+
+def test_looking_at_a_model_does_not_change_how_it_is_trained() -> None:
+    model = build()
+    Spread(model, device=CPU, settings=DistributionSettings(activation_checkpointing=True))
+    Spread(model, device=CPU)
+    assert model.model.recomputes_layers
+
+
+def test_a_stand_in_adds_nothing_but_has_all_gradients() -> None:
+    model = build()
+    spread = Spread(model, device=CPU)
+    loss, correct = spread.loss(stand_in())
+    spread.backward(loss)
+    assert (loss.item(), correct.item()) == (0.0, 0)
+    assert all(param.grad is not None and not param.grad.any() for param in model.parameters())
+
+
+def test_alone_the_model_is_whole() -> None:
+    model = build()
+    spread = Spread(model, device=CPU, settings=DistributionSettings(strategy="fsdp"))
+    assert spread.gathered() is model
+    spread.settle()
+    weight = model.decoder.weight
+    assert placed_like(weight, weight) is weight
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strategy": "fsdp", "shard_ranks": 2}, "`shard_ranks` is 2 with strategy `fsdp`; it must be null"),
+        ({"strategy": "hybrid", "shard_ranks": 0}, "`shard_ranks` is 0 with strategy `hybrid`"),
+        ({"timeout_seconds": 0.0}, "`timeout_seconds` is 0.0; it must be above 0"),
+    ],
+)
+def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DistributionSettings(**settings)
