@@ -232,3 +232,12 @@ class TestCommit:
         git(module.parent, "add", module.name)
         git(module.parent, "commit", "--quiet", "--message", "first")
         assert runtime._commit() == git(module.parent, "rev-parse", "--short=12", "HEAD")
+
+
+@pytest.mark.parametrize("is_wanted", [False, True])
+def test_deterministic_algorithms_for_a_while(is_wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with runtime.deterministic(is_wanted):
+        assert torch.are_deterministic_algorithms_enabled() == is_wanted
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == is_wanted
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -141,6 +141,28 @@ class StopRequest:
 
 
 @contextlib.contextmanager
+def deterministic(is_wanted: bool) -> Iterator[None]:
+    """Let torch compute the same bits each time while the block runs, if that is wanted.
+
+    On a GPU the backward pass of attention is slower then, and cuBLAS needs a setting, which it reads when it
+    is first used.
+
+    Raises:
+        RuntimeError: From torch, at the first operation that has no deterministic form.
+    """
+    if not is_wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
 def stop_signals() -> Iterator[StopRequest]:
     """Let Ctrl-C and SIGTERM ask for an orderly stop; a second one, of either, acts at once.
 

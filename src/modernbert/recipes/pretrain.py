@@ -91,7 +91,11 @@ def pretrain(run: PretrainRun) -> PretrainResult:
     """
     folder = Path(run.folder)
     # Whoever stays too long at one thing is named first; only if that fails, the operations themselves do.
-    with join(run.device, timeout_seconds=2 * run.distribution.timeout_seconds) as (ranks, device):
+    patience = 2 * run.distribution.timeout_seconds
+    with (
+        runtime.deterministic(run.deterministic),
+        join(run.device, timeout_seconds=patience) as (ranks, device),
+    ):
         facts = {**runtime.machine_facts(device), "processes": ranks.size}
         with hold(folder) if ranks.is_first else contextlib.nullcontext():
             with ranks.first_before_others("prepare"):

@@ -151,6 +151,8 @@ class PretrainRun:
         device: Where to compute.
         precision: Of forward and backward; weights are always fp32.
         attention: Attention backend, see `modernbert.ops.attention.BACKENDS`.
+        deterministic: Compute the same bits each time, so that a stopped run goes on exactly on a GPU too,
+            where it is slower. On a CPU it does in any case.
         start: Which checkpoint to begin with; None: with weights drawn anew.
         distribution: How the run is spread over several processes.
         guard: What happens on steps whose loss or gradient is not finite, or whose loss leaps.
@@ -171,6 +173,7 @@ class PretrainRun:
     device: str = "auto"
     precision: Precision = "auto"
     attention: str = "auto"
+    deterministic: bool = False
     start: StartSettings | None = None
     distribution: DistributionSettings = field(default_factory=DistributionSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
