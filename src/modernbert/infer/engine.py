@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
@@ -63,18 +64,19 @@ class Engine:
             computed.update(zip(batch, outputs, strict=True))
         return [computed[index] for index in range(len(sequences))]
 
-    def _batches(self, order: list[int], sequences: list[list[int]]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        filled = 0
-        for index in order:
-            size = len(sequences[index])
-            if batch and (self.deterministic or filled + size > self.batch_tokens):
-                yield batch
-                batch, filled = [], 0
-            batch.append(index)
-            filled += size
-        if batch:
-            yield batch
+    def _batches(self, order: list[int], sequences: list[list[int]]) -> list[list[int]]:
+        """Cut `order` into as few batches as hold it, no larger than that number needs.
+
+        So all batches of a window are of about one size, which suits a CPU: see `fused._with_filler`.
+        """
+        if self.deterministic:
+            return [[index] for index in order]
+        sizes = [len(sequences[index]) for index in order]
+        most = self.batch_tokens
+        fewest = len(_cut(sizes, most))
+        smallest = bisect.bisect_left(range(most), -fewest, key=lambda tokens: -len(_cut(sizes, tokens)))
+        rest = iter(order)
+        return [list(itertools.islice(rest, count)) for count in _cut(sizes, smallest)]
 
     def _compute(self, task: Task[Any, Output, Any], batch: list[list[int]]) -> list[Output]:
         """Compute a batch; one that the device's memory cannot hold, in halves from now on."""
@@ -92,6 +94,20 @@ class Engine:
         log.warning("no memory for %d tokens at once; going on with %d", tokens, self.batch_tokens)
         middle = len(batch) // 2
         return [*self._compute(task, batch[:middle]), *self._compute(task, batch[middle:])]
+
+
+def _cut(sizes: list[int], most: int) -> list[int]:
+    """Return how many of `sizes` go into each batch of at most `most`; one that is larger goes alone."""
+    counts: list[int] = []
+    filled = 0
+    for size in sizes:
+        if counts and filled + size <= most:
+            counts[-1] += 1
+            filled += size
+        else:
+            counts.append(1)
+            filled = size
+    return counts
 
 
 def _prepared(

@@ -162,8 +162,8 @@ def _with_filler(input_ids: Tensor, layout: SequenceLayout) -> tuple[Tensor, Seq
 
 def _paired(weight: Tensor, head_dim: int) -> Tensor:
     """Permute the rows of queries and keys, so that the two halves of a rotated pair are neighbours."""
-    halves = weight.unflatten(0, (3, -1, 2, head_dim // 2))  # q, k, v; heads; halves
-    return torch.cat((halves[:2].transpose(2, 3).flatten(0, 3), halves[2].flatten(0, 2)))
+    rows = torch.arange(len(weight)).unflatten(0, (3, -1, 2, head_dim // 2))  # q, k, v; heads; halves
+    return weight[torch.cat((rows[:2].transpose(2, 3).flatten(), rows[2].flatten()))]
 
 
 def _turns(positions: Tensor, head_dim: int, theta: float) -> Tensor:

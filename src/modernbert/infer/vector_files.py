@@ -126,9 +126,14 @@ def write_parquet(
     names = _ids(ids) if ids is not None else None
     # Parquet has no integers of a byte: it writes four, or, with a dictionary of all 256, one.
     dictionary = ["embedding.list.element"] if form.dtype.kind in "iu" else False
+    options = {
+        "compression": "none",
+        "use_dictionary": dictionary,
+        "memory_pool": arrow.system_memory_pool(),  # pyarrow's own keeps what is freed
+    }
     with (
         atomic_file(path) as temporary,
-        parquet.ParquetWriter(temporary, schema, compression="none", use_dictionary=dictionary) as writer,
+        parquet.ParquetWriter(temporary, schema, **options) as writer,
     ):
         done = 0
         for flat in _blocks(vectors, form):
