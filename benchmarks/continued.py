@@ -21,15 +21,14 @@ from typing import Any
 
 from benchmarks.common import save, show
 from modernbert import runtime, telemetry
-from modernbert.data.loader import validation_batches
-from modernbert.data.masking import Masker
 from modernbert.data.tokenizer import Tokenizer
+from modernbert.errors import InputError
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.recipes.prepare import prepare_shards
 from modernbert.recipes.pretrain import pretrain
 from modernbert.recipes.settings import PretrainRun, TokenizerSettings, read_run
-from modernbert.recipes.supply import open_sources
-from modernbert.train.loop import Evaluation, evaluate
+from modernbert.recipes.validation import Validation
+from modernbert.train.loop import Evaluation
 
 RUNS = Path(__file__).parents[1] / "runs"
 DOMAIN = "masked loss on old and new text, before and after continued pretraining"
@@ -58,7 +57,7 @@ def domain(given: argparse.Namespace, before: PretrainRun) -> tuple[list[dict[st
         # As long as the new run's last sequences, and as much of each text.
         run = replace(
             run,
-            validation=replace(run.validation, max_tokens=after.validation.max_tokens),
+            validation=replace(run.validation, max_tokens=after.validation.max_tokens, by_length=None),
             phases=(replace(run.phases[-1], sequence_length=after.phases[-1].sequence_length),),
         )
         found = {name: _measure(path, run) for name, path in models.items()}
@@ -119,18 +118,14 @@ def _common(given: argparse.Namespace, name: str) -> list[str]:
 
 def _measure(model: Path, run: PretrainRun) -> Evaluation:
     """Measure a model on what a run held out."""
-    folder, phase, device = Path(run.folder), run.phases[-1], runtime.choose_device(run.device)
+    folder, device = Path(run.folder), runtime.choose_device(run.device)
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
-    sources, _ = open_sources(run, prepare_shards(run, folder, tokenizer), tokenizer, phase, "validation")
-    batches = validation_batches(
-        sources,
-        Masker(tokenizer, run.masking, seed=run.seed),
-        run.validation.mask_rate,
-        row_tokens=max(run.micro_batch_tokens, phase.sequence_length),
-        max_tokens=run.validation.max_tokens,
-    )
+    held_out = Validation(run, prepare_shards(run, folder, tokenizer), tokenizer)
     loaded = ModernBertForMaskedLM.from_pretrained(model, device=device)
-    return evaluate(loaded, batches, device=device, precision=run.precision)
+    found = held_out.measure(loaded, run.phases[-1], device=device)
+    if found is None:
+        raise InputError(f"`{folder}` holds out no text; there must be some to measure; give another run")
+    return found.evaluation
 
 
 def _records(run: PretrainRun, event: str) -> Iterator[Mapping[str, Any]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import save, show, spread
+from benchmarks.common import spread, write
 from modernbert import telemetry
 from modernbert.data.masking import Masker, MaskingSettings
 from modernbert.data.prefetch import prefetch
@@ -110,9 +110,8 @@ def at_full_speed(steps: Iterator[StepBatch], seconds: float) -> dict[str, float
 
 def at_the_rate_of_a_gpu(steps: Iterator[StepBatch], rate: float, seconds: float) -> float:
     """Return the share of its time that a consumer of `rate` tokens a second waits, after the first batch."""
-    waited, began = 0.0, time.perf_counter()
     batch = next(steps)
-    began = time.perf_counter()
+    waited, began = 0.0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         time.sleep(own_tokens(batch) / rate)
         asked = time.perf_counter()
@@ -167,9 +166,7 @@ def main() -> None:
     more = {"consumer_rate": arguments.rate, "ranks": arguments.ranks, "corpus": corpus}
     more["cores"] = len(os.sched_getaffinity(0))
     folder = Path(tempfile.gettempdir()) if arguments.quick else None
-    path = save("loader", QUESTION, rows, machine, folder, **more)
-    show(QUESTION, rows)
-    telemetry.note(f"written to {path}")
+    write("loader", QUESTION, rows, machine, folder=folder, **more)
 
 
 if __name__ == "__main__":

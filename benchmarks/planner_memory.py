@@ -7,6 +7,7 @@ bytes that torch had in use. What the planner says does not fit is left out.
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ def row_of(case: Case, device: torch.device) -> MaskedBatch:
     """A full row, with as many masked tokens as the planner counts with."""
     generator = torch.Generator().manual_seed(case.row_tokens)
     ids = torch.randint(0, 50_000, (case.row_tokens,), generator=generator)
-    masked = torch.randperm(case.row_tokens, generator=generator)[: int(case.row_tokens * MASK_RATE)]
+    masked = torch.randperm(case.row_tokens, generator=generator)[: math.ceil(case.row_tokens * MASK_RATE)]
     layout = SequenceLayout((case.length,) * (case.row_tokens // case.length))
     return MaskedBatch(ids, layout, masked.sort().values, ids[masked]).to(device)
 

@@ -11,12 +11,10 @@ Then a small run is killed with -9 in one rank, restarted by torchrun, and compa
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import write
+from benchmarks import common
 from modernbert import runtime, telemetry
 from modernbert.data.masking import MaskedBatch
 from modernbert.layout import SequenceLayout
@@ -80,7 +78,9 @@ def main() -> None:
     for row in rows:
         (alone,) = (it for it in rows if it["gpus"] == 1 and it["length"] == row["length"])
         row["efficiency"] = row["tokens_per_second"] / (row["gpus"] * alone["tokens_per_second"])
-    write("scaling", QUESTION, rows, facts, options=_plain(options), kill_and_resume=killed)
+    plain = {key: value for key, value in vars(options).items() if key != "worker"}
+    place = Path(tempfile.gettempdir()) if options.quick else None
+    common.write("scaling", QUESTION, rows, facts, folder=place, options=plain, kill_and_resume=killed)
     telemetry.note(json.dumps(killed, indent=2))
 
 
@@ -133,18 +133,16 @@ def measure(
     spread = Spread(model.to(device), device=device, ranks=ranks, settings=settings)
     optimizer = build_optimizer(model, OptimizerSettings(), phase)
     batches = made_up(options, phase, model.config.vocab_size, ranks)
-    _start_counting(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     reports = train(model, optimizer, batches, device=device, spread=spread, seed=0)
     seconds = [report.seconds for report in reports][WARM_UP:]
     tokens = options.micro_batch_tokens * options.micro_batches * ranks.size
-    rates = sorted(tokens / second for second in seconds)
     return {
         "gpus": ranks.size,
         "strategy": strategy,
         "length": length,
-        "tokens_per_second": statistics.median(rates),
-        "slowest": rates[0],
-        "fastest": rates[-1],
+        **common.spread(tokens, seconds),
         "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
     }
 
@@ -219,32 +217,22 @@ def toy_run(options: argparse.Namespace, folder: Path, text: Path) -> subprocess
     return torchrun(options.gpus, arguments, restarts=2)
 
 
-def kill_one(process: subprocess.Popen[bytes], folder: Path) -> int | None:
+def kill_one(process: subprocess.Popen[bytes], folder: Path) -> int:
     """Kill the last rank once the run has a checkpoint and some steps after it; return that step."""
     while process.poll() is None:
         steps = list(_steps(folder)) if (folder / "metrics.jsonl").exists() else []
         if list((folder / "checkpoints").glob("step-*")) and steps and steps[-1] % 8 >= 4:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(children[-1]), signal.SIGKILL)
-            return int(steps[-1])
+            os.kill(int(children[-1]), signal.SIGKILL)
+            return steps[-1]
         time.sleep(0.05)
-    return None
+    raise SystemExit("the run ended before a rank could be killed, see above")
 
 
 def _steps(folder: Path) -> dict[int, dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     records = [json.loads(line) for line in lines if line.endswith("\n")]
     return {record["step"]: record for record in records if record["event"] == "step"}
-
-
-def _start_counting(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _plain(options: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(options).items() if key != "worker"}
 
 
 if __name__ == "__main__":

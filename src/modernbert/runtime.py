@@ -103,9 +103,10 @@ def peak_tflops(device_name: str) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most memory, in bytes, in use since the last call; of a CPU, since the process began.
+    """Return the most memory in use, in bytes.
 
-    On a GPU: what tensors took. On a CPU: what the process took; None where the system does not say.
+    On CUDA: what tensors took since the last call. On MPS: what the driver holds now. On a CPU: what the
+    process took since it began; None where the system does not say.
     """
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
@@ -134,12 +135,6 @@ def is_launched() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-class StopRequest:
-    """Whether a signal asked for a stop: its `name`, or None."""
-
-    name: str | None = None
-
-
 @contextlib.contextmanager
 def deterministic(is_wanted: bool) -> Iterator[None]:
     """Let torch compute the same bits each time while the block runs, if that is wanted.
@@ -160,6 +155,12 @@ def deterministic(is_wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+class StopRequest:
+    """Whether a signal asked for a stop: its `name`, or None."""
+
+    name: str | None = None
 
 
 @contextlib.contextmanager

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from modernbert import cli
 from modernbert.data.shards import write_shards
 from modernbert.data.tokenizer import Tokenizer
 
@@ -42,38 +42,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_inspect_says_what_shards_hold(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["data", "inspect", "shards/a", "--verify", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
+def test_inspect_says_what_shards_hold(folder: Path, command: Any) -> None:
+    (row,) = json.loads(command("data", "inspect", "shards/a", "--verify", "--json"))
     assert row["documents"] == 50
     assert row["mean length"] == pytest.approx(row["tokens"] / 50)
-    assert cli.main(["data", "inspect", "shards/a"]) == 0
-    assert capsys.readouterr().out.startswith("shards/a: documents 50, tokens ")
+    assert command("data", "inspect", "shards/a").startswith("shards/a: documents 50, tokens ")
     path = folder / "shards" / "a" / "00001.tokens"
     whole = path.read_bytes()
     path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-    assert cli.main(["data", "inspect", "shards/a"]) == 0
-    assert cli.main(["data", "inspect", "shards/a", "--verify"]) == 1
-    assert "00001.tokens` is damaged: it does not match its checksum" in capsys.readouterr().err
+    command("data", "inspect", "shards/a")
+    refused = command("data", "inspect", "shards/a", "--verify", code=1)
+    assert "00001.tokens` is damaged: it does not match its checksum" in refused.err
 
 
-def test_shares_says_what_a_run_wants_and_what_is_there(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["data", "shares", "run.yaml"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
+@pytest.mark.usefixtures("folder")
+def test_shares_says_what_a_run_wants_and_what_is_there(command: Any) -> None:
+    first, second = command("data", "shares", "run.yaml").splitlines()
     assert first.startswith("short: a 25.0%, 314 wanted, ")
     assert first.endswith(" epochs")
     assert second == "short: b 75.0%, 942 wanted, not tokenised yet"
-    assert cli.main(["data", "shares", "run.yaml", "phases.short.tokens=2000", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(command("data", "shares", "run.yaml", "phases.short.tokens=2000", "--json"))
     assert [row["wanted"] for row in rows] == [564, 1692]
     assert rows[1]["epochs"] is None
 
 
-def test_tokenize_takes_urls_and_a_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokenize_takes_urls_and_a_limit(folder: Path, command: Any) -> None:
     url = f"file://{folder}/a.txt"
-    assert cli.main(["tokenize", url, "-m", "words", "-o", "out", "--max-tokens", "50"]) == 0
+    command("tokenize", url, "-m", "words", "-o", "out", "--max-tokens", 50)
     index = json.loads((folder / "out" / "index.json").read_text())
     assert index["inputs"][0]["path"] == url
     assert 50 <= sum(shard["tokens"] for shard in index["shards"]) < 70

@@ -7,27 +7,20 @@ import importlib
 import io
 import json
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from modernbert.data import remote, shards
 from modernbert.data.corpus import find_files, read_documents, size_of
 from modernbert.data.remote import HubPart, RemoteFile
 from modernbert.data.shards import write_shards
-from modernbert.errors import InputError
-
-
-class Bytes:
-    """A tokenizer whose tokens are bytes."""
-
-    fingerprint, vocab_size = "bytes", 300
-
-    def encode_batch(self, texts: list[str], *, special: bool, literal: bool) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
+from tests.data.scaffold import Bytes, refusal
 
 
 @pytest.fixture
@@ -54,12 +47,6 @@ def data_set(tmp_path: Path) -> Path:
 
 def texts(url: str, **options: Any) -> list[str]:
     return [document.text for document in read_documents(find_files(url), **options)]
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    return str(caught.value)
 
 
 def parquet(rows: list[str]) -> bytes:
@@ -164,6 +151,32 @@ class TestFilesBehindUrls:
         monkeypatch.setattr(RemoteFile, "open", lambda *_: Failing(b"x\ny\n"))
         message = refusal(lambda: list(read_documents([file])))
         assert message.startswith("`memory:///text/a.txt:2` could not be read (ConnectionResetError: gone)")
+
+    def test_says_what_the_packages_behind_stores_say(
+        self, bucket: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """None of which is an `OSError`: no credentials, a connection that is lost."""
+
+        class BotoCoreError(Exception):
+            pass
+
+        class NoCredentialsError(BotoCoreError):
+            pass
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise NoCredentialsError("Unable to locate credentials")
+
+        library = types.SimpleNamespace(BotoCoreError=BotoCoreError)
+        monkeypatch.setitem(sys.modules, "botocore.exceptions", library)  # type: ignore[arg-type]
+        bucket.pipe("/text/a.txt", b"x\n" * 100)
+        (file,) = find_files("memory://text/a.txt")
+        said = "could not be read (ConnectionError: NoCredentialsError: Unable to locate credentials)"
+        for name, origin in (("read", f"{file}:1"), ("open", str(file)), ("info", str(file))):
+            where = MemoryFile if name == "read" else MemoryFileSystem
+            with monkeypatch.context() as patch:
+                patch.setattr(where, name, fail)
+                message = refusal(lambda: find_files(str(file)) and list(read_documents([file])))
+            assert message.startswith(f"`{origin}` {said}")
 
     def test_names_the_package_of_a_store(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "s3fs", None)

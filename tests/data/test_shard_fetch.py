@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,9 @@ import pytest
 from modernbert.data import shard_fetch
 from modernbert.data.shard_fetch import fetch_shards, has_shards
 from modernbert.data.shards import TokenShards, write_shards
-from modernbert.errors import InputError
+from tests.data.scaffold import Bytes, content, refusal
 
 URL = "memory://bucket/wiki"
-
-
-class Bytes:
-    """A tokenizer whose tokens are bytes."""
-
-    fingerprint, vocab_size = "bytes", 300
-
-    def encode_batch(self, texts: list[str], *, special: bool, literal: bool) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
 
 
 @pytest.fixture
@@ -39,16 +30,6 @@ def bucket(written: TokenShards) -> Iterator[Any]:
         store.pipe(f"/bucket/wiki/{path.name}", path.read_bytes())
     yield store
     store.store.clear()
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    return str(caught.value)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_copies_all_and_opens_it(bucket: Any, written: TokenShards, tmp_path: Path) -> None:

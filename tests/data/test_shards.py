@@ -15,22 +15,8 @@ from modernbert import files
 from modernbert.data import shards as shards_module
 from modernbert.data.shards import TokenShards, WriteProgress, write_shards
 from modernbert.data.tokenizer import Tokenizer
-from modernbert.errors import ConfigError, InputError, ModernBertError, StorageError
-
-
-class Bytes:
-    """A tokenizer whose tokens are bytes, spaced out over its vocabulary."""
-
-    def __init__(self, vocab_size: int = 300, fingerprint: str = "bytes") -> None:
-        self.vocab_size = vocab_size
-        self.fingerprint = fingerprint
-        self.encoded: list[str] = []
-
-    def encode_batch(self, texts: list[str], *, special: bool, literal: bool) -> list[list[int]]:
-        assert not special
-        self.encoded += texts
-        step = self.vocab_size // 256
-        return [[byte * step for byte in text.encode().strip(b"\0")] for text in texts]
+from modernbert.errors import ConfigError, StorageError
+from tests.data.scaffold import Bytes, content, refusal
 
 
 class Interrupted(Bytes):
@@ -62,16 +48,6 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def documents_of(paths: list[Path]) -> list[bytes]:
     lines = [line for path in paths for line in path.read_text().splitlines() if line]
     return [(json.loads(line)["text"] if line[0] == "{" else line).encode() for line in lines]
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def refusal(call: Callable[[], Any], kind: type[ModernBertError] = InputError) -> str:
-    with pytest.raises(kind) as caught:
-        call()
-    return str(caught.value)
 
 
 def test_writes_and_reads_back_every_document(corpus: list[Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from modernbert.model import heads
 from modernbert.model.config import EncoderConfig, HeadConfig
 from modernbert.model.encoder import ModernBertModel
 from modernbert.model.init import initialise
+from modernbert.ops.native import build as native_build
 from modernbert.ops.native import kernels
 
 CPU = torch.device("cpu")
@@ -123,6 +125,17 @@ class TestLossy:
         for found, expected in zip(encode(model, sequences(*LENGTHS)), exact, strict=True):
             assert found.dtype == torch.float32
             assert cosine(found, expected) > 0.999
+
+    @needs("bf16")
+    def test_bf16_where_torch_is_held_to_avx2(
+        self, plain: ModernBertModel, exact: list[Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As `ATEN_CPU_CAPABILITY` does: our kernels have no bf16 products then."""
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+        monkeypatch.setattr(native_build, "library", functools.cache(native_build.library.__wrapped__))
+        if why := kernels.refusal(32):
+            pytest.skip(why)
+        self.test_bf16(plain, exact, native=True)
 
     @needs("int8")
     def test_int8(self, plain: ModernBertModel, exact: list[Tensor], native: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -28,11 +30,22 @@ def test_equals_definition(
 
 def test_never_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 64 * 10)
-    sizes = []
-    linear = torch.nn.functional.linear
-    monkeypatch.setattr(loss.functional, "linear", lambda *args: sizes.append(len(args[0])) or linear(*args))
-    loss.linear_cross_entropy(torch.randn(35, 8), torch.randn(64, 8), torch.zeros(64), torch.zeros(35).long())
-    assert sizes == [10, 10, 10, 5]
+    sizes, linear = [], torch.nn.functional.linear
+    last: weakref.ref[torch.Tensor] | None = None
+
+    def counted(hidden: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        nonlocal last
+        assert last is None or last() is None, "those of the chunk before are still there"
+        logits = linear(hidden, *args)
+        sizes.append(len(hidden))
+        last = weakref.ref(logits)
+        return logits
+
+    monkeypatch.setattr(loss.functional, "linear", counted)
+    for wanted in (False, True):
+        hidden = torch.randn(35, 8, requires_grad=wanted)
+        loss.linear_cross_entropy(hidden, torch.randn(64, 8), torch.zeros(64), torch.zeros(35).long())
+    assert sizes == [10, 10, 10, 5] * 2
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -89,6 +89,13 @@ def launch(
     )
 
 
+def finish(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Launch what must end well."""
+    done = launch(*arguments, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def consumed(notes: Path, size: int) -> dict[int, Rows]:
     """Put the ranks' rows of each step together again. A step that was taken twice had the same rows."""
     by_rank: list[dict[int, Rows]] = []
@@ -109,7 +116,7 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
     one: One, run_file: Path, tmp_path: Path
 ) -> None:
     """And two ranks give the curve of one, which has dropout and odd numbers of rows."""
-    done = launch(
+    done = finish(
         2,
         run_file,
         tmp_path / "notes",
@@ -117,7 +124,6 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
         harm="kill:5:1",
         restarts=2,
     )
-    assert done.returncode == 0, done.stderr
     assert "going on from" in done.stderr
     assert consumed(tmp_path / "notes", 2) == one.rows
     assert losses(tmp_path / "run") == pytest.approx(one.losses, abs=1e-5)
@@ -149,10 +155,7 @@ def test_shards_of_two_ranks_go_on_in_one_and_in_four(one: One, run_file: Path, 
     four = tmp_path / "four"
     shutil.copytree(stopped, four)
     hybrid = ["distribution.strategy=hybrid", "distribution.shard_ranks=2", f"folder={four}"]
-    done = launch(
-        4, run_file, tmp_path / "notes-of-four", *hybrid, "distribution.activation_checkpointing=true"
-    )
-    assert done.returncode == 0, done.stderr
+    finish(4, run_file, tmp_path / "notes-of-four", *hybrid, "distribution.activation_checkpointing=true")
     assert {**before, **consumed(tmp_path / "notes-of-four", 4)} == one.rows
     assert losses(four) == pytest.approx(one.losses, abs=1e-5)
 
@@ -166,13 +169,11 @@ def test_what_one_process_saved_two_take_over(one: One, run_file: Path, tmp_path
         for late in ("checkpoints/step-000000008", "checkpoints/step-000000006", "model"):
             shutil.rmtree(folder / late)
     straight, stopped = ends
-    done = launch(2, run_file, tmp_path / "a", fsdp, f"folder={straight}")
-    assert done.returncode == 0, done.stderr
+    finish(2, run_file, tmp_path / "a", fsdp, f"folder={straight}")
     assert losses(straight) == pytest.approx(one.losses, abs=1e-5)
     launch(2, run_file, tmp_path / "b", fsdp, f"folder={stopped}", harm="terminate:5:0")
     assert (stopped / "checkpoints" / "step-000000005" / "state.json").exists()
-    done = launch(2, run_file, tmp_path / "b", fsdp, f"folder={stopped}")
-    assert done.returncode == 0, done.stderr
+    finish(2, run_file, tmp_path / "b", fsdp, f"folder={stopped}")
     assert losses(stopped) == losses(straight)
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in ends]
     assert weights[0] == weights[1]
@@ -183,15 +184,14 @@ def test_shards_in_bf16_have_the_figures_of_autocast(run_file: Path, tmp_path: P
     alone, two = tmp_path / "alone", tmp_path / "two"
     bf16 = ["precision=bf16", "distribution.strategy=fsdp", "distribution.activation_checkpointing=true"]
     in_one_process(read_run(run_file, ["precision=bf16", f"folder={alone}"]))
-    done = launch(2, run_file, tmp_path / "notes", *bf16, f"folder={two}")
-    assert done.returncode == 0, done.stderr
+    finish(2, run_file, tmp_path / "notes", *bf16, f"folder={two}")
     assert losses(two) == pytest.approx(losses(alone), abs=1e-4)
 
 
 def test_a_rank_whose_data_do_not_come_is_named_and_the_group_begins_again(
     one: One, run_file: Path, tmp_path: Path
 ) -> None:
-    done = launch(
+    done = finish(
         2,
         run_file,
         tmp_path / "notes",
@@ -200,7 +200,6 @@ def test_a_rank_whose_data_do_not_come_is_named_and_the_group_begins_again(
         harm="stall:3:1",
         restarts=1,
     )
-    assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
     assert "no progress for 10 s: rank" in said
     assert "rank 1: waits for the data after step 2" in said
@@ -220,8 +219,7 @@ def test_text_that_fails_one_rank_stops_all_before_the_same_step(
     one: One, run_file: Path, tmp_path: Path
 ) -> None:
     """What was learned is saved, and the restarted group goes on from there."""
-    done = launch(2, run_file, tmp_path / "notes", harm="starve:4:1", restarts=1)
-    assert done.returncode == 0, done.stderr
+    done = finish(2, run_file, tmp_path / "notes", harm="starve:4:1", restarts=1)
     assert "error: a file of this rank is damaged" in done.stderr or "cannot read its text" in done.stderr
     assert "checkpoints/step-000000003" in done.stderr, "no checkpoint was due before the end of step 4"
     assert consumed(tmp_path / "notes", 2) == one.rows

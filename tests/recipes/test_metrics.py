@@ -176,7 +176,7 @@ def test_the_time_to_go_counts_what_lies_between_steps(tmp_path: Path, clock: li
 
 def test_validations_and_events_have_their_records(tmp_path: Path) -> None:
     log = metrics(tmp_path)
-    log.validation(EVALUATION, PHASE, Clock(tokens=300, step=3), [LENGTH])
+    log.validation(EVALUATION, PHASE, Clock(tokens=300, step=3), [LENGTH], {"web": EVALUATION})
     log.event("skip", PHASE, Clock(tokens=400, step=4), "why", loss=7.5)
     validation, event = records(tmp_path)
     for record in (validation, event):
@@ -188,9 +188,32 @@ def test_validations_and_events_have_their_records(tmp_path: Path) -> None:
         "event": "validation",
         **at,
         **figures,
+        "by_source": [{"source": "web", **figures}],
         "by_length": [{**length, "num_tokens": 100}],
     }
     assert event == {"event": "skip", **at, "step": 4, "tokens": 400, "message": "why", "loss": 7.5}
+
+
+def test_what_happened_in_steps_that_are_left_behind_stays_said(tmp_path: Path) -> None:
+    def found() -> list[tuple[str, int]]:
+        return [(record["event"], record["step"]) for record in records(tmp_path)]
+
+    log = metrics(tmp_path)
+    log.step(report(1))
+    log.event("skip", PHASE, Clock(tokens=200, step=2), "why")
+    log.step(report(3))
+    log.validation(EVALUATION, PHASE, Clock(tokens=300, step=3))
+    log.cut(1, keeps_events=True)
+    log.event("rollback", PHASE, Clock(tokens=100, step=1), "back")
+    assert found() == (kept := [("step", 1), ("skip", 2), ("rollback", 1)])
+    log.event("skip", PHASE, Clock(tokens=200, step=2), "why")
+    log.step(report(3))
+    log.cut(2)
+    assert found() == [*kept, ("skip", 2)]
+    log.cut(1)  # as after a crash: step 2 is taken again
+    assert found() == kept
+    log.cut(0)
+    assert found() == []
 
 
 def test_what_is_shown_is_the_last_record(tmp_path: Path) -> None:
@@ -245,12 +268,12 @@ def test_tensorboard_shows_the_records_against_tokens(tmp_path: Path) -> None:
     log = metrics(tmp_path, tensorboard=True)
     log.step(report(1))
     log.step(report(2, loss=2.0))
-    log.validation(EVALUATION, PHASE, Clock(tokens=200, step=2), [LENGTH])
+    log.validation(EVALUATION, PHASE, Clock(tokens=200, step=2), [LENGTH], {"web": EVALUATION})
     log.event("skip", PHASE, Clock(tokens=300, step=3), "why")
     found = scalars(tmp_path)  # though nothing is closed yet
     assert found["train/loss"] == [(100, 3.0), (200, 2.0)]
     assert found["speed/tokens_per_second"] == [(100, 200.0), (200, 200.0)]
-    assert found["validation/loss"] == [(200, 2.5)]
+    assert found["validation/loss"] == found["validation/loss_of_web"] == [(200, 2.5)]
     assert found["validation/pseudo_perplexity_at_16"] == [(200, 7.0)]
     assert "speed/mfu" not in found
     log.close()
@@ -292,6 +315,7 @@ def test_a_run_writes_windows_and_lengths(run_file: Path, tmp_path: Path) -> Non
     validations = [record for record in found if record["event"] == "validation"]
     assert len(validations) == 3
     for record in validations:
+        assert [part["source"] for part in record["by_source"]] == ["a", "b"]
         lengths = record["by_length"]
         assert [length["length"] for length in lengths] == [8, 16, 24]
         assert len({length["num_tokens"] for length in lengths}) == 1

@@ -144,6 +144,7 @@ def test_the_machine_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties())
     assert plans.machines_here() == Machines(num_gpus=4, memory_bytes=42e9, peak_tflops=311.9)
+    assert plans.machines_here(peak_tflops=100).peak_tflops == 100
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert plans.machines_here() == Machines()
 

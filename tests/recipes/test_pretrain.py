@@ -39,6 +39,7 @@ from modernbert.recipes import pretrain as recipe
 from modernbert.recipes.prepare import hold
 from modernbert.recipes.pretrain import PretrainResult, pretrain
 from modernbert.recipes.settings import PretrainRun, read_run
+from modernbert.recipes.validation import Findings, Validation
 from modernbert.train.loop import Evaluation, StepReport, train
 from modernbert.train.merging import average
 
@@ -279,22 +280,26 @@ def test_a_run_with_another_optimizer_resumes_exactly_too(
     assert losses[-1] < losses[0]
 
 
+def finding(loss: float) -> Findings:
+    return Findings(Evaluation(loss, 0.5, 0.1, 10), by_source={}, by_length=())
+
+
 def test_the_last_and_the_best_checkpoints_are_kept(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([5.0, 4.0, 1.0, 3.0, 2.0, 6.0, 7.0, 8.0])
-    monkeypatch.setattr(recipe, "evaluate", lambda *_, **__: Evaluation(next(losses), 0.5, 0.1, 10))
+    monkeypatch.setattr(Validation, "measure", lambda *_, **__: finding(next(losses)))
     every = ["validation.every_tokens=1", "checkpoint.every_tokens=1"]
     run = read_run(run_file, [*every, "checkpoint.keep_last=2", "checkpoint.keep_best=3"])
     result = pretrain(run)
     kept = sorted(int(path.name[-9:]) for path in (Path(run.folder) / "checkpoints").iterdir())
     assert kept == [3, 4, 5, 7, 8]
-    assert result.evaluation == Evaluation(8.0, 0.5, 0.1, 10)
+    assert result.evaluation == finding(8.0).evaluation
 
 
 def test_the_finished_model_may_be_the_mean_of_the_last_phases_best_and_the_last(
     run_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([5.0, 4.0, 1.0, 3.0, 2.0, 2.0, 7.0, 8.0])
-    monkeypatch.setattr(recipe, "evaluate", lambda *_, **__: Evaluation(next(losses), 0.5, 0.1, 10))
+    monkeypatch.setattr(Validation, "measure", lambda *_, **__: finding(next(losses)))
     kept = [f"checkpoint.{key}" for key in ("every_tokens=1", "keep_last=9", "keep_best=3", "average_best=1")]
     result = pretrain(read_run(run_file, ["validation.every_tokens=1", *kept]))
     assert result.model is not None
@@ -673,15 +678,15 @@ def test_a_disk_full_of_checkpoints(
     assert outcome(tmp_path / "run") == undisturbed.outcome
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, row: int) -> None:
-    """Make the loss of one training row not a number; rows are counted from 1, over all steps."""
+def spoil(monkeypatch: pytest.MonkeyPatch, *spoilt: int) -> None:
+    """Make the loss of some training rows not a number; rows are counted from 1, over all steps."""
     rows, loss = 0, ModernBertForMaskedLM.loss
 
     def spoiled(model: ModernBertForMaskedLM, *batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal rows
         rows += model.training
         value, correct = loss(model, *batch)
-        return value * (float("nan") if model.training and rows == row else 1.0), correct
+        return value * (float("nan") if model.training and rows in spoilt else 1.0), correct
 
     monkeypatch.setattr(ModernBertForMaskedLM, "loss", spoiled)
 
@@ -702,7 +707,7 @@ def test_a_loss_that_is_not_finite(
         "learning rate, or mend these documents"
     )
     monkeypatch.undo()
-    spoil(monkeypatch, 8 + 4)  # the last row of step 6
+    spoil(monkeypatch, 12)  # of step 6
     with pytest.raises(DivergenceError, match=r"step 6 is bad: .*`long`.* checkpoint is `.*step-000000004`;"):
         pretrain(run)
     assert [record["step"] for record in records(tmp_path / "run")][-1] == 5
@@ -739,7 +744,7 @@ def test_the_update_of_a_bad_step_is_left_out(
 def test_too_many_bad_steps_take_the_run_back_to_its_checkpoint_and_on_with_later_data(
     undisturbed: Undisturbed, run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil(monkeypatch, 8 + 4)  # the last row of step 6
+    spoil(monkeypatch, 10, 12)  # of steps 5 and 6
     reports: list[StepReport] = []
 
     def noting(*arguments: Any, **options: Any) -> Iterator[StepReport]:
@@ -748,7 +753,7 @@ def test_too_many_bad_steps_take_the_run_back_to_its_checkpoint_and_on_with_late
             yield report
 
     monkeypatch.setattr(recipe, "train", noting)
-    pretrain(read_run(run_file, ["guard.skips=0", "guard.rollbacks=1"]))
+    pretrain(read_run(run_file, ["guard.skips=1", "guard.rollbacks=1"]))
     assert [report.batch.clock.step for report in reports] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
     rows = [row.input_ids.tolist() for report in reports[4:8] for row in report.batch.rows]
     assert len({str(row) for row in rows}) == len(rows) == 8, "no row of the phase came twice"
@@ -756,8 +761,9 @@ def test_too_many_bad_steps_take_the_run_back_to_its_checkpoint_and_on_with_late
     assert again.identity.startswith("phase `long`, 2 rows from row 4: ")
     assert (first.clock.phase, first.clock.step) == (again.clock.phase, again.clock.step)
     found = records(tmp_path / "run")
-    (back,) = [record for record in found if record["event"] == "rollback"]
-    assert (back["step"], back["from_step"]) == (4, 6)
+    skipped, back = [record for record in found if record["event"] not in ("step", "validation")]
+    assert (skipped["event"], skipped["step"]) == ("skip", 5), "what happened stays said"
+    assert (back["event"], back["step"], back["from_step"]) == ("rollback", 4, 6)
     assert "; back to step 4, and on with the data after phase `long`, 2 rows from row 2: " in back["message"]
     steps = [record["step"] for record in found if record["event"] == "step"]
     assert steps == list(range(1, NUM_STEPS + 1))

@@ -87,7 +87,8 @@ def test_the_page_asks_no_other_host(write_course: WriteCourse) -> None:
 
 
 def test_the_page_shows_what_happened(write_course: WriteCourse) -> None:
-    folder = write_course(by_length=LENGTHS)
+    sources = [{"source": "web", "loss": 1.875, "accuracy": 0.5, "num_masked": 9}]
+    folder = write_course(by_length=LENGTHS, by_source=sources)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"event": "skip", "step": 30, "tokens": 3000, "message": "a bad step"}) + "\n")
     _, page = page_of(folder)
@@ -99,6 +100,7 @@ def test_the_page_shows_what_happened(write_course: WriteCourse) -> None:
         "60.0%",
     }  # progress, tokens, time, held out
     shown |= {"Masked loss", "Learning rate", "Throughput", "Context", "long", "decay", "6.50", "a bad step"}
+    shown |= {"Held-out text of each source", "web", "1.875"}
     assert shown <= {text.strip() for text in page.texts}
     assert "Model FLOPs utilisation" not in page.texts
     assert any("seed: 1" in text for text in page.texts)

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from modernbert.recipes.history import read_history
-from modernbert.recipes.run_tables import difference_rows, duration, event_rows, length_rows, phase_rows
+from modernbert.recipes.run_tables import (
+    difference_rows,
+    duration,
+    event_rows,
+    length_rows,
+    phase_rows,
+    source_rows,
+)
 
 WriteCourse = Callable[..., Path]
 
@@ -61,6 +68,14 @@ def test_lengths_are_those_of_the_last_validation_of_each_phase(
         "tokens": "65k",
     }
     assert length_rows(read_history(write_course("without"))) == []
+
+
+def test_sources_are_those_of_the_last_validation_of_each_phase(write_course: WriteCourse) -> None:
+    sources = [{"source": "web", "loss": 1.5, "accuracy": 0.6, "num_masked": 65_000}]
+    first, second = source_rows(read_history(write_course(by_source=sources)))
+    shown = {"source": "web", "masked loss": "1.500", "accuracy": "60.0%", "masked tokens": "65k"}
+    assert (first, second) == ({"phase": "long", **shown}, {"phase": "decay", **shown})
+    assert source_rows(read_history(write_course("without"))) == []
 
 
 def test_events_are_listed(write_course: WriteCourse) -> None:

@@ -25,20 +25,12 @@ from modernbert.train.loop import StepReport, evaluate, train
 from modernbert.train.optim import parameter_groups
 from modernbert.train.schedule import Clock, Phase, Setting
 from modernbert.train.stable_adamw import StableAdamW
+from tests.train.phases import phase
 
 CPU = torch.device("cpu")
 VOCAB, MASK = 32, 31
 
-PHASE = Phase(
-    name="one",
-    tokens=10_000,
-    sequence_length=16,
-    batch_tokens=64,
-    learning_rate=0.5,
-    global_rope_theta=1e4,
-    local_rope_theta=1e4,
-    weight_decay=0.0,
-)
+PHASE = phase(tokens=10_000, sequence_length=16, learning_rate=0.5, weight_decay=0.0)
 
 
 def build(dropout: float = 0.0) -> ModernBertForMaskedLM:

@@ -175,6 +175,8 @@ def test_a_closure_gives_its_loss() -> None:
     [
         ({"lr": 0.0}, "`lr` is 0.0; it must be above 0"),
         ({"lr": 0.1, "momentum": 1.0}, "`momentum` is 1.0; it must be at least 0 and below 1"),
+        ({"lr": 0.1, "betas": (0.9, 1.0)}, "`betas` is (0.9, 1.0); it must be two numbers"),
+        ({"lr": 0.1, "eps": 0.0}, "`eps` is 0.0; it must be above 0"),
         ({"lr": 0.1, "weight_decay": -1.0}, "`weight_decay` is -1.0; it must be at least 0"),
     ],
 )

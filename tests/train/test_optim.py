@@ -20,24 +20,14 @@ from modernbert.train.optim import (
     follow_schedule,
     parameter_groups,
 )
-from modernbert.train.schedule import Clock, Phase, Schedule
+from modernbert.train.schedule import Clock, Schedule
 from modernbert.train.stable_adamw import StableAdamW
+from tests.train.phases import phase
 
 CONFIG = EncoderConfig.preset("tiny", vocab_size=32, num_hidden_layers=2, layer_types=())
-PHASES = tuple(
-    Phase(
-        name=name,
-        tokens=1000,
-        sequence_length=64,
-        batch_tokens=100,
-        learning_rate=rate,
-        warmup_tokens=warmup,
-        weight_decay=decay,
-        mask_rate=0.3,
-        global_rope_theta=10_000,
-        local_rope_theta=10_000,
-    )
-    for name, rate, warmup, decay in (("first", 8e-4, 200, 1e-5), ("second", 2e-4, 0, 1e-6))
+PHASES = (
+    phase(name="first", sequence_length=64, batch_tokens=100, learning_rate=8e-4, warmup_tokens=200),
+    phase(name="second", sequence_length=64, batch_tokens=100, learning_rate=2e-4, weight_decay=1e-6),
 )
 
 

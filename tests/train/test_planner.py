@@ -10,36 +10,27 @@ from modernbert.errors import ConfigError
 from modernbert.model.config import EncoderConfig
 from modernbert.train.memory import StepSetup, training_memory
 from modernbert.train.planner import Machines, fitting_row, plan_phase, training_flops
-from modernbert.train.schedule import Phase
+from tests.train.phases import phase
 
 BILLION = 10**9
 
 
-def phase(**changes: Any) -> Phase:
-    settings: dict[str, Any] = {
-        "name": "pretrain",
-        "tokens": 1719 * BILLION,
-        "sequence_length": 1024,
-        "batch_tokens": 4608 * 1024,
-        "learning_rate": 8e-4,
-        "warmup_tokens": 3 * BILLION,
-        "batch_warmup_start": 768 * 1024,
-        "batch_warmup_tokens": 50 * BILLION,
-        "global_rope_theta": 1e4,
-        "local_rope_theta": 1e4,
-    }
-    return Phase(**{**settings, **changes})
-
-
+PRETRAIN = phase(
+    name="pretrain",
+    tokens=1719 * BILLION,
+    sequence_length=1024,
+    batch_tokens=4608 * 1024,
+    learning_rate=8e-4,
+    warmup_tokens=3 * BILLION,
+    batch_warmup_start=768 * 1024,
+    batch_warmup_tokens=50 * BILLION,
+)
 LONG = phase(
     name="extend",
     tokens=250 * BILLION,
     sequence_length=8192,
     batch_tokens=576 * 8192,
     learning_rate=3e-4,
-    warmup_tokens=0,
-    batch_warmup_start=None,
-    batch_warmup_tokens=0,
     decay="one_minus_sqrt",
 )
 BASE = StepSetup(shape=EncoderConfig())
@@ -53,13 +44,13 @@ LARGE = StepSetup(shape=EncoderConfig.preset("large"))
 def test_operations_a_token_are_those_derived_by_hand(
     setup: StepSetup, products: float, attention: float, attention_when_long: float
 ) -> None:
-    assert training_flops(phase(), setup.shape) == pytest.approx(products + attention, rel=2e-3)
+    assert training_flops(PRETRAIN, setup.shape) == pytest.approx(products + attention, rel=2e-3)
     assert training_flops(LONG, setup.shape) == pytest.approx(products + attention_when_long, rel=2e-3)
 
 
 def test_a_phase_is_planned() -> None:
-    found = plan_phase(phase(), BASE, Machines(num_gpus=8, mfu=0.26), row_tokens=98_304)
-    assert found.steps == sum(batch.steps for batch in found.batches) == phase().num_steps()
+    found = plan_phase(PRETRAIN, BASE, Machines(num_gpus=8, mfu=0.26), row_tokens=98_304)
+    assert found.steps == sum(batch.steps for batch in found.batches) == PRETRAIN.num_steps()
     assert [batch.rows for batch in found.batches] == [8, 16, 24, 32, 40, 48]
     assert [batch.rows_a_gpu for batch in found.batches] == [1, 2, 3, 4, 5, 6]
     assert found.batches[1].from_tokens == 3_333_333_333
@@ -75,11 +66,11 @@ def test_a_phase_is_planned() -> None:
 
 def test_hours_are_those_of_the_published_speed() -> None:
     """191.1 hours of training at 2.5 million tokens a second, which was 26% of what 8 H100 do at most."""
-    measured = plan_phase(phase(), BASE, Machines(num_gpus=8, tokens_per_second=2.499e6), row_tokens=98_304)
+    measured = plan_phase(PRETRAIN, BASE, Machines(num_gpus=8, tokens_per_second=2.499e6), row_tokens=98_304)
     assert measured.hours == pytest.approx(191.1, abs=0.1)
-    assumed = plan_phase(phase(), BASE, Machines(num_gpus=8, mfu=0.26), row_tokens=98_304)
+    assumed = plan_phase(PRETRAIN, BASE, Machines(num_gpus=8, mfu=0.26), row_tokens=98_304)
     assert assumed.hours == pytest.approx(191.1, rel=0.02)
-    alone = plan_phase(phase(), BASE, Machines(num_gpus=1, mfu=0.26), row_tokens=98_304)
+    alone = plan_phase(PRETRAIN, BASE, Machines(num_gpus=1, mfu=0.26), row_tokens=98_304)
     assert alone.hours == pytest.approx(8 * assumed.hours)
     assert plan_phase(LONG, BASE, Machines(), row_tokens=98_304).learning_rates[2] == pytest.approx(3e-7)
 
@@ -90,8 +81,8 @@ def test_the_busiest_gpu_has_a_row_more() -> None:
 
 
 def test_masks_of_the_phase_count() -> None:
-    few = plan_phase(phase(mask_rate=0.05), BASE, Machines(), row_tokens=8192)
-    many = plan_phase(phase(mask_rate=0.5), BASE, Machines(), row_tokens=8192)
+    few = plan_phase(replace(PRETRAIN, mask_rate=0.05), BASE, Machines(), row_tokens=8192)
+    many = plan_phase(replace(PRETRAIN, mask_rate=0.5), BASE, Machines(), row_tokens=8192)
     assert few.keeping.memory.peak < many.keeping.memory.peak
     assert few.flops_a_token < many.flops_a_token
 
@@ -102,9 +93,9 @@ def test_masks_of_the_phase_count() -> None:
 )
 def test_a_row_that_fits_divides_all_batches(largest: int, row: int | None) -> None:
     """The batches have 768 x 1,024 as their common divisor, the longest sequence 8,192 tokens."""
-    assert fitting_row([phase(), LONG], largest) == row
+    assert fitting_row([PRETRAIN, LONG], largest) == row
     if row is not None:
-        assert all(size % row == 0 for it in (phase(), LONG) for _, size in it.batch_sizes)
+        assert all(size % row == 0 for it in (PRETRAIN, LONG) for _, size in it.batch_sizes)
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,9 @@ import pytest
 from modernbert import config
 from modernbert.errors import ConfigError
 from modernbert.train.schedule import Clock, Phase, Schedule
+from tests.train.phases import phase
 
 BILLION = 10**9
-
-
-def phase(**changes: Any) -> Phase:
-    settings: dict[str, Any] = {
-        "name": "one",
-        "tokens": 1000,
-        "sequence_length": 8,
-        "batch_tokens": 64,
-        "learning_rate": 1e-3,
-        "global_rope_theta": 1e4,
-        "local_rope_theta": 1e4,
-    }
-    return Phase(**{**settings, **changes})
 
 
 BASE = phase(

@@ -13,21 +13,9 @@ from modernbert.model.config import EncoderConfig
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.model.init import initialise
 from modernbert.train.optim import OptimizerSettings, build_optimizer, parameter_groups
-from modernbert.train.schedule import Phase
 from modernbert.train.snapshot import read_snapshot, write_snapshot
 from modernbert.train.stable_adamw import StableAdamW
-
-PHASE = Phase(
-    name="only",
-    tokens=100,
-    sequence_length=8,
-    batch_tokens=10,
-    learning_rate=0.01,
-    weight_decay=1e-3,
-    mask_rate=0.3,
-    global_rope_theta=10_000,
-    local_rope_theta=10_000,
-)
+from tests.train.phases import phase
 
 
 def build(width: int = 4, device: str = "cpu") -> tuple[nn.Linear, StableAdamW]:
@@ -78,7 +66,7 @@ def test_each_optimizer_goes_on_bit_for_bit(name: Any, device: str, file: Path) 
     def build_and_step(steps: int) -> tuple[ModernBertForMaskedLM, torch.optim.Optimizer]:
         model = ModernBertForMaskedLM(EncoderConfig.preset("tiny", num_hidden_layers=1, layer_types=()))
         initialise(model.to(device), seed=1)
-        optimizer = build_optimizer(model, OptimizerSettings(name=name), PHASE)
+        optimizer = build_optimizer(model, OptimizerSettings(name=name), phase(weight_decay=1e-3))
         for step in range(steps):
             take(step, model, optimizer)
         return model, optimizer

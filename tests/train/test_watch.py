@@ -25,7 +25,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def sign(what: str, age: float = 0.0) -> str:
-    return json.dumps({"what": what, "seconds": 1.0, "at": time.time() - age})
+    return json.dumps({"what": what, "at": time.time() - age})
 
 
 def test_the_odd_one_is_named_first_and_the_process_ends(caplog: pytest.LogCaptureFixture) -> None:

@@ -78,17 +78,15 @@ def words(
     as_json: AsJson = False,
 ) -> None:
     """Propose words for the unused tokens: those that cost most tokens in this text, the costliest first."""
+    from modernbert.data.corpus import find_files, read_documents
     from modernbert.data.tokenizer import Tokenizer
-    from modernbert.recipes.start import find_words
+    from modernbert.data.vocabulary import propose_words
 
-    found = find_words(
-        files,
-        Tokenizer.from_pretrained(model),
-        count=count,
-        text_key=text_key,
-        text_unit=text_unit,
-        max_document_bytes=max_document_bytes,
+    documents = read_documents(
+        find_files(files), text_key=text_key, text_unit=text_unit, max_document_bytes=max_document_bytes
     )
+    texts = (document.text for document in documents)
+    found = propose_words(texts, Tokenizer.from_pretrained(model), count)
     if as_json:
         telemetry.result_json(found)
     else:

@@ -29,7 +29,7 @@ def pretrain(
     run = settings.read_run(run_file, overrides or [])
     telemetry.table("Phases", settings.phase_rows(run))
     if dry_run:
-        found = plans.plan(run, plans.machines_here())
+        found = plans.plan(run, plans.machines_here(run.log.peak_tflops))
         telemetry.note(plans.headline(found))
         for title, rows in plans.cost_tables(found).items():
             telemetry.table(title, rows)

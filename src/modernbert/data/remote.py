@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from modernbert.data.counter_random import key_of
@@ -26,6 +29,14 @@ _VERSION_KEYS = (
     "updated",
     "created",
 )
+# What the packages that stores speak through raise beside `OSError`: the roots of it.
+_NETWORK_ERRORS = {
+    "aiohttp": "ClientError",
+    "botocore.exceptions": "BotoCoreError",
+    "gcsfs.retry": "HttpError",
+    "google.auth.exceptions": "GoogleAuthError",
+    "httpx": "HTTPError",
+}
 
 
 @dataclass(frozen=True)
@@ -47,12 +58,42 @@ class RemoteFile:
         return PurePosixPath(self.url).name
 
     def open(self, mode: Literal["rb"]) -> BinaryIO:
-        """Open it; what is read is fetched, no more."""
+        """Open it; what is read is fetched, no more. Whatever fails is an `OSError`."""
         store, path = _store(self.url)
-        return cast(BinaryIO, store.open(path, mode))
+        with _network_errors():
+            return io.BufferedReader(_Fetched(store.open(path, mode)))
 
     def __str__(self) -> str:
         return self.url
+
+
+class _Fetched(io.RawIOBase):
+    """An open file of a store, of which whatever fails is an `OSError`."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def readinto(self, buffer: Any) -> int:
+        with _network_errors():
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @dataclass(frozen=True)
@@ -120,7 +161,8 @@ def find_remote(url: str, suffixes: Sequence[str]) -> Sequence[RemoteFile | HubP
         return [HubPart(url, number, version) for number in range(stream.num_shards)]
     store, path = _store(url)
     try:
-        found = _list(store, path)
+        with _network_errors():
+            found = _list(store, path)
     except OSError as error:
         raise unreachable(url, error) from error
     files = {name: info for name, info in found.items() if name.lower().endswith(tuple(suffixes))}
@@ -153,6 +195,16 @@ def unreachable(origin: str, error: Exception) -> InputError:
         f"`{origin}` could not be read ({type(error).__name__}: {error}); it must be there and open to you; "
         "what was read before is kept: the same command goes on once it is back"
     )
+
+
+@contextlib.contextmanager
+def _network_errors() -> Iterator[None]:
+    """Turn what the packages behind stores raise into `OSError`."""
+    known = (getattr(sys.modules[it], name) for it, name in _NETWORK_ERRORS.items() if it in sys.modules)
+    try:
+        yield
+    except tuple(known) as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
 def _list(store: Any, path: str) -> dict[str, Mapping[str, Any]]:

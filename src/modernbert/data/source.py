@@ -17,7 +17,7 @@ Overflow = Literal["chunk", "truncate"]
 Split = Literal["train", "validation"]
 
 _BLOCK = 1024  # sequences whose place is computed at once
-_NUM_SPECIAL = 2  # [CLS] before, [SEP] behind
+NUM_SPECIAL = 2  # [CLS] before, [SEP] behind
 _PIECE = 1 << 20  # documents that are counted at once
 
 
@@ -116,9 +116,9 @@ class Source:
     ) -> None:
         if overflow not in get_args(Overflow):
             raise ConfigError(f"`overflow` is {overflow!r}{did_you_mean(overflow, get_args(Overflow))}")
-        if sequence_length <= _NUM_SPECIAL:
+        if sequence_length <= NUM_SPECIAL:
             raise ConfigError(
-                f"`sequence_length` is {sequence_length}; it must be at least {_NUM_SPECIAL + 1}: "
+                f"`sequence_length` is {sequence_length}; it must be at least {NUM_SPECIAL + 1}: "
                 "[CLS], one token of text, [SEP]"
             )
         self.name = name
@@ -128,7 +128,7 @@ class Source:
         self.sequence_length = sequence_length
         self._shards = shards
         self._special = cls_id, sep_id
-        self._chunk_tokens = sequence_length - _NUM_SPECIAL
+        self._chunk_tokens = sequence_length - NUM_SPECIAL
         self._order_key = key_of("order", seed, name, split, order)
         self._cuts = overflow == "chunk"
         held_out = _held_out(name, shards.num_documents, split, validation_fraction, seed)
@@ -152,7 +152,7 @@ class Source:
     def read_into(self, row: NDArray[np.int64], sequence: SequenceRef) -> None:
         """Write a sequence, with its special tokens, over `row` (int64 `[length]`)."""
         row[0], row[-1] = self._special
-        stop = sequence.start + sequence.length - _NUM_SPECIAL
+        stop = sequence.start + sequence.length - NUM_SPECIAL
         row[1:-1] = self._shards.read(sequence.document, sequence.start, stop)
 
     def _count(self, held_out: NDArray[np.bool_] | None, split: Split) -> tuple[NDArray[Any], int]:
@@ -171,7 +171,7 @@ class Source:
                 lengths = lengths * (held_out[piece] == (split == "validation"))
             here = (lengths + (chunk - np.uint32(1))) // chunk
             counts[1:][piece] = here
-            num_tokens += int(lengths.sum()) + _NUM_SPECIAL * int(here.sum())
+            num_tokens += int(lengths.sum()) + NUM_SPECIAL * int(here.sum())
         is_small = int(counts.sum(dtype=np.int64)) < 1 << 32
         return np.cumsum(counts, dtype=np.uint32 if is_small else np.int64), num_tokens
 
@@ -182,7 +182,7 @@ class Source:
         # A document of the other split has no sequence, so none is found. Of one dtype, or all is converted.
         documents = np.searchsorted(self._firsts, places.astype(self._firsts.dtype), side="right") - 1
         starts = (places - self._firsts[documents]) * self._chunk_tokens
-        lengths = np.minimum(self._shards.lengths[documents] - starts, self._chunk_tokens) + _NUM_SPECIAL
+        lengths = np.minimum(self._shards.lengths[documents] - starts, self._chunk_tokens) + NUM_SPECIAL
         columns = (draws, documents, starts, lengths)
         return [SequenceRef(self.name, *row) for row in zip(*(column.tolist() for column in columns))]
 

@@ -16,11 +16,9 @@ import torch
 from modernbert.data.counter_random import combine, key_of
 from modernbert.data.loader import one_epoch
 from modernbert.data.masking import Ids, MaskedBatch, Masker
-from modernbert.data.source import Source
+from modernbert.data.source import NUM_SPECIAL, Source
 from modernbert.errors import InputError
 from modernbert.layout import SequenceLayout
-
-NUM_SPECIAL = 2  # [CLS] before, [SEP] behind
 
 
 @dataclass(frozen=True, eq=False)

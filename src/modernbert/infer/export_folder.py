@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from modernbert.errors import InputError
 from modernbert.infer.embedding_head import EmbeddingConfig, EmbeddingHead
@@ -16,6 +16,7 @@ from modernbert.infer.sentence_folder import MODULES
 from modernbert.infer.sentence_folder import write as write_sentence_folder
 from modernbert.model.checkpoint import Pretrained
 from modernbert.model.encoder import ModernBertModel
+from modernbert.model.heads import encoder_of
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def export_folder(
     target, model = Path(folder), _plain(encoder)
     head = None
     if pooling is not None:
-        model = _inner(model)
+        model = encoder_of(model)
         width = model.config.hidden_size
         head = EmbeddingHead(EmbeddingConfig(width=width, pooling=(pooling,), normalize=normalize))
     elif isinstance(model, ModernBertModel):
@@ -82,11 +83,6 @@ def _note_what_is_not_in_the_graph(config: EmbeddingConfig) -> None:
         log.warning("the graph pools the tokens of a prompt too, which the model leaves out")
 
 
-def _inner(model: Pretrained) -> ModernBertModel:
-    """Return a model's encoder."""
-    return model if isinstance(model, ModernBertModel) else cast(ModernBertModel, model.model)
-
-
 def _plain(encoder: Encoder) -> Pretrained:
     """Return the model in its plain form.
 
@@ -94,7 +90,7 @@ def _plain(encoder: Encoder) -> Pretrained:
         InputError: It was loaded in another.
     """
     model = encoder.runner.model if isinstance(encoder.runner, TorchRunner) else None
-    if not isinstance(model, Pretrained) or not isinstance(_inner(model), ModernBertModel):
+    if not isinstance(model, Pretrained) or not isinstance(encoder_of(model), ModernBertModel):
         raise InputError(
             "the model was loaded in a form that only serves inference; to be exported it must be plain; "
             f'load `{encoder.name}` with `backend="portable"`'

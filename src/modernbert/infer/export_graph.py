@@ -20,6 +20,7 @@ from modernbert.model.heads import (
     ModernBertForMultipleChoice,
     ModernBertForQuestionAnswering,
     ModernBertForSequenceClassification,
+    encoder_of,
 )
 from modernbert.model.layers import Block
 from modernbert.ops.portable import SMALLEST_BLOCK
@@ -48,7 +49,7 @@ class Graph(nn.Module):
     def __init__(self, model: Pretrained, embedding_head: EmbeddingHead | None = None) -> None:
         super().__init__()
         self.model = model
-        self.encoder = PaddedEncoder(model.model if isinstance(model, EncoderWithHead) else model)
+        self.encoder = PaddedEncoder(encoder_of(model))
         self.embedding_head = embedding_head
         self.output_names = self._output_names()
 
@@ -107,9 +108,8 @@ def pool(hidden: Tensor, attention_mask: Tensor, mode: str) -> Tensor:
 class PaddedEncoder(nn.Module):
     """`ModernBertModel` on padded rows."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: ModernBertModel) -> None:
         super().__init__()
-        assert isinstance(encoder, ModernBertModel)
         self.encoder = encoder
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

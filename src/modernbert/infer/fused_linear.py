@@ -11,13 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modernbert.infer.fused_passes import Passes
+from modernbert.infer.fused_passes import TINY, Passes
 from modernbert.ops.native.kernels import Codes
 
 ZERO = 128
 """The code of zero in unsigned activations."""
-TINY = 1e-12
-"""Stands for the step of a row of zeros."""
 
 
 class DnnLinear:

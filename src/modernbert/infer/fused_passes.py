@@ -58,8 +58,11 @@ class NativePasses:
         self, qkv: Tensor, scales: Tensor | None, layout: SequenceLayout, turns: Tensor, window: int | None
     ) -> Tensor | Codes:
         halves = self.dtype != torch.float32 and build.multiplies_halves()
+        taken = qkv if halves else qkv.float()
         return self.stored(
-            kernels.attention(qkv, turns, layout, window, self.num_heads, scales=scales, half_products=halves)
+            kernels.attention(
+                taken, turns, layout, window, self.num_heads, scales=scales, half_products=halves
+            )
         )
 
     def gated(self, x: Tensor, scales: Tensor) -> Codes:

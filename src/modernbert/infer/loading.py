@@ -195,20 +195,17 @@ def _torch_runners(
     if _is_fused(device, precision, backend):
         return _fused_runners(parts.model(mapped=True), "fp32" if precision == "auto" else precision)
     model = parts.model().to(device)
-    _inner(model).backend = backend
-    alone = TorchRunner(_inner(model), cast(Precision, precision))
+    heads.encoder_of(model).backend = backend
+    alone = TorchRunner(heads.encoder_of(model), cast(Precision, precision))
     if backend != "auto":
         alone([[parts.config.pad_token_id]])  # a named backend that cannot serve says so here
-    return (alone if _inner(model) is model else TorchRunner(model, cast(Precision, precision))), alone
-
-
-def _inner(model: Pretrained) -> ModernBertModel:
-    """Return a model's encoder."""
-    return model if isinstance(model, ModernBertModel) else cast(ModernBertModel, model.model)
+    return (
+        alone if heads.encoder_of(model) is model else TorchRunner(model, cast(Precision, precision))
+    ), alone
 
 
 def _fused_runners(model: Pretrained, precision: str) -> tuple[Runner, Runner]:
-    encoder = fused.FusedEncoder(_inner(model), cast(fused.FusedPrecision, precision))
+    encoder = fused.FusedEncoder(heads.encoder_of(model), cast(fused.FusedPrecision, precision))
     alone = TorchRunner(encoder, "fp32")
     if isinstance(model, ModernBertModel):
         return alone, alone

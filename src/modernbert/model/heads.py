@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,11 @@ class EncoderWithHead(Pretrained):
     def config(self) -> EncoderConfig:  # type: ignore[override]
         """The encoder's configuration."""
         return self.model.config
+
+
+def encoder_of(model: Pretrained) -> ModernBertModel:
+    """Return a model's encoder: its trunk, or itself."""
+    return model if isinstance(model, ModernBertModel) else cast(EncoderWithHead, model).model
 
 
 class ModernBertForMaskedLM(EncoderWithHead):

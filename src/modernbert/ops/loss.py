@@ -61,6 +61,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 error = error.to(hidden.dtype)
                 grads[0][chunk] = error @ cast_weight
                 grads[1].add_(error.T @ hidden[chunk])
+                del error
+            del logits  # before the next chunk's are there
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(correct)
         return loss, correct

@@ -15,6 +15,7 @@ import torch
 from modernbert import config, files, runtime, telemetry
 from modernbert.errors import ConfigError
 from modernbert.model.config import EncoderConfig
+from modernbert.recipes.history import MEASURED
 from modernbert.recipes.tensorboard import TensorBoard
 from modernbert.runtime import Precision
 from modernbert.train.evaluation import LengthEvaluation
@@ -86,14 +87,23 @@ class RunMetrics:
         self._pace: deque[tuple[float, int]] = deque(maxlen=RECORDS_FOR_ETA)
         self._shown: dict[str, str] = {}
 
-    def cut(self, step: int) -> None:
-        """Forget what was written after `step`: those steps will be taken again."""
+    def cut(self, step: int, *, keeps_events: bool = False) -> None:
+        """Forget what was written after `step`, where the run goes on.
+
+        Args:
+            step: Its last.
+            keeps_events: Those of the steps behind it stay, for they will not be taken again but replaced by
+                others. Once a record of `step` follows them, no cut at a later one forgets them.
+        """
         tokens = 0
         if self._path.exists() and self._writes:
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
             records = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-            kept = [(line, record) for line, record in records if record["step"] <= step]
-            tokens = max((record["tokens"] for _, record in kept), default=0)
+            ends = [i for i, (_, record) in enumerate(records, start=1) if record["step"] <= step]
+            kept, later = records[: max(ends, default=0)], records[max(ends, default=0) :]
+            tokens = kept[-1][1]["tokens"] if kept else 0
+            if keeps_events:
+                kept += [it for it in later if it[1]["event"] not in MEASURED]
             files.write_text(self._path, "".join(line for line, _ in kept))
         self._window = _Window()
         self._pace.clear()
@@ -133,11 +143,16 @@ class RunMetrics:
         phase: Phase,
         clock: Clock,
         by_length: Sequence[LengthEvaluation] = (),
+        by_source: Mapping[str, Evaluation] | None = None,
     ) -> None:
         """Write what a validation found."""
         self.flush()
-        lengths = {"by_length": [config.to_tree(length) for length in by_length]} if by_length else {}
-        self._write({**_where("validation", phase, clock), **config.to_tree(evaluation), **lengths})
+        record = {**_where("validation", phase, clock), **config.to_tree(evaluation)}
+        if by_source:
+            record["by_source"] = [{"source": name, **config.to_tree(it)} for name, it in by_source.items()]
+        if by_length:
+            record["by_length"] = config.to_tree(by_length)
+        self._write(record)
         self._shown["held-out"] = f"{evaluation.loss:.3f}"
 
     def event(self, kind: str, phase: Phase, clock: Clock, message: str, **facts: Any) -> None:

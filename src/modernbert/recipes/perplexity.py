@@ -9,8 +9,9 @@ import numpy as np
 from modernbert import runtime
 from modernbert.data.corpus import TextUnit, find_files, read_documents
 from modernbert.data.masking import Masker, MaskingSettings
+from modernbert.data.source import NUM_SPECIAL
 from modernbert.data.tokenizer import Tokenizer
-from modernbert.data.windows import NUM_SPECIAL, Stretch
+from modernbert.data.windows import Stretch
 from modernbert.errors import InputError
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.runtime import Precision

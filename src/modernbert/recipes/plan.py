@@ -92,15 +92,19 @@ def plan(run: PretrainRun, machines: Machines) -> RunPlan:
     )
 
 
-def machines_here() -> Machines:
-    """Return the GPUs of this machine; where it has none, one H100 of 80 GB."""
+def machines_here(peak_tflops: float | None = None) -> Machines:
+    """Return the GPUs of this machine; where it has none, one H100 of 80 GB.
+
+    Args:
+        peak_tflops: What each does at most, if not what is known of it, as `log.peak_tflops` says.
+    """
     if not torch.cuda.is_available():
-        return Machines()
+        return Machines(peak_tflops=peak_tflops or Machines.peak_tflops)
     first = torch.cuda.get_device_properties(0)
     return Machines(
         num_gpus=torch.cuda.device_count(),
         memory_bytes=first.total_memory,
-        peak_tflops=runtime.peak_tflops(first.name) or Machines.peak_tflops,
+        peak_tflops=peak_tflops or runtime.peak_tflops(first.name) or Machines.peak_tflops,
     )
 
 

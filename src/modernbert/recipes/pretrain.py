@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from modernbert import config, runtime, telemetry
-from modernbert.data.loader import validation_batches
-from modernbert.data.masking import MaskedBatch, Masker
+from modernbert.data.masking import Masker
 from modernbert.data.prefetch import prefetch
 from modernbert.data.shards import TokenShards
-from modernbert.data.source import Split
 from modernbert.data.tokenizer import Tokenizer
-from modernbert.data.windows import draw_stretches
 from modernbert.errors import CheckpointError, DivergenceError, InputError
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.model.init import initialise
@@ -26,10 +24,10 @@ from modernbert.recipes.prepare import claim, hold, prepare_shards, prepare_toke
 from modernbert.recipes.settings import PretrainRun
 from modernbert.recipes.start import StartReport, begin
 from modernbert.recipes.supply import open_sources
-from modernbert.train.evaluation import LengthProbe
-from modernbert.train.feed import Mixture, step_batches
+from modernbert.recipes.validation import Validation
+from modernbert.train.feed import step_batches
 from modernbert.train.guard import Guard
-from modernbert.train.loop import Evaluation, StepReport, evaluate, train
+from modernbert.train.loop import Evaluation, StepReport, train
 from modernbert.train.merging import average, best_and_last
 from modernbert.train.optim import build_optimizer
 from modernbert.train.parallel import Spread
@@ -128,9 +126,7 @@ class _Session:
         self.shards = shards
         self.schedule = run.schedule()
         self.masker = Masker(tokenizer, run.masking, seed=run.seed)
-        # All phases' now: what is wrong with them shows before the first step, not after days.
-        self.held_out = {phase.name: self._validation_batches(phase) for phase in run.phases}
-        self.probe = self._length_probe()
+        self.validation = Validation(run, shards, tokenizer)
         self.checkpoints = self._open_checkpoints()
         self.begun: StartReport | None = None
         self.model = self._new_model()
@@ -185,7 +181,7 @@ class _Session:
         """Train to the end or to a signal; or to a step that is one bad one too many, which is returned."""
         batches = step_batches(
             self.schedule,
-            self.open_sources,
+            partial(open_sources, self.run, self.shards, self.tokenizer),
             self.masker,
             row_tokens=self.run.micro_batch_tokens,
             clock=clock,
@@ -239,14 +235,10 @@ class _Session:
             f"{bad.batch.identity}"
         )
         log.warning("%s", message)
-        self.metrics.cut(state.clock.step)
+        self.metrics.cut(state.clock.step, keeps_events=True)
         self.metrics.event("rollback", phase, state.clock, message, from_step=step)
         self._save(state.clock, bad.batch.loader_state, state.metrics, state.score)
         return state.clock, bad.batch.loader_state
-
-    def open_sources(self, phase: Phase, split: Split = "train") -> Mixture:
-        """Return a phase's sources, cut to its sequence length, and their weights."""
-        return open_sources(self.run, self.shards, self.tokenizer, phase, split)
 
     def _new_model(self) -> ModernBertForMaskedLM:
         words = self.tokenizer
@@ -256,7 +248,7 @@ class _Session:
         )
         model = ModernBertForMaskedLM(shape, backend=self.run.attention)
         initialise(model, seed=self.run.seed)
-        if self.run.start is not None and self.checkpoints.latest() is None:
+        if self.run.start is not None and self._latest() is None:
             self.begun = begin(model, self.run.start, words, self.shards.values(), seed=self.run.seed)
         return model.to(self.device)
 
@@ -294,22 +286,24 @@ class _Session:
         self.spread.settle()
         state = restore(checkpoint, self.model, self.optimizer, self.ranks)
         phase = self.run.phases[min(state.clock.phase, len(self.run.phases) - 1)]
-        self.model.model.set_rope_thetas(
-            global_rope_theta=phase.global_rope_theta, local_rope_theta=phase.local_rope_theta
-        )
+        self._take_thetas(phase)
         rollbacks = self.guard.rollbacks
         self.guard.restore(state.metrics.get("guard", {}))
         self.guard.rollbacks = max(self.guard.rollbacks, rollbacks)
         return state
+
+    def _take_thetas(self, phase: Phase) -> None:
+        """Give the model a phase's RoPE bases, as its first step will."""
+        self.model.model.set_rope_thetas(
+            global_rope_theta=phase.global_rope_theta, local_rope_theta=phase.local_rope_theta
+        )
 
     def _measure_start(self) -> None:
         """Write down what the run begins with, and how well that predicts its held-out text."""
         if self.begun is None:
             return
         phase = self.run.phases[0]
-        self.model.model.set_rope_thetas(
-            global_rope_theta=phase.global_rope_theta, local_rope_theta=phase.local_rope_theta
-        )
+        self._take_thetas(phase)
         log.info("the run %s", self.begun.summary())
         self.metrics.event("start", phase, Clock(), self.begun.summary(), **config.to_tree(self.begun))
         self._validate(phase, Clock())
@@ -341,52 +335,10 @@ class _Session:
 
     def _validate(self, phase: Phase, clock: Clock) -> None:
         self.watch.enter(f"validates after step {clock.step}")
-        if batches := self.held_out[phase.name]:
-            self.evaluation = evaluate(
-                self.model, batches, device=self.device, precision=self.run.precision, spread=self.spread
-            )
-            lengths = []
-            if self.probe is not None:
-                lengths = self.probe.measure(
-                    self.model, device=self.device, precision=self.run.precision, spread=self.spread
-                )
-            self.metrics.validation(self.evaluation, phase, clock, lengths)
-
-    def _validation_batches(self, phase: Phase) -> list[MaskedBatch]:
-        """Return what a phase is validated on; nothing if nothing is held out."""
-        settings = self.run.validation
-        if not settings.fraction:
-            return []
-        sources, _ = self.open_sources(phase, "validation")
-        batches = validation_batches(
-            sources,
-            self.masker,
-            settings.mask_rate,
-            row_tokens=self.run.micro_batch_tokens,
-            max_tokens=settings.max_tokens,
-        )
-        if not any(batch.num_masked for batch in batches):
-            raise InputError(
-                f"of the {sum(batch.num_tokens for batch in batches)} held-out tokens not one is masked; "
-                "some must be, to be predicted; raise `validation.fraction`, or hold out nothing with 0"
-            )
-        return batches
-
-    def _length_probe(self) -> LengthProbe | None:
-        """Return what looks at long held-out documents at several lengths; None if it is not wanted."""
-        settings, words = self.run.validation, self.tokenizer
-        if settings.by_length is None or not settings.fraction:
-            return None
-        longest = replace(self.run.phases[-1], sequence_length=max(settings.by_length.lengths))
-        sources, _ = self.open_sources(longest, "validation")
-        return LengthProbe(
-            draw_stretches(sources, settings.by_length.max_tokens),
-            settings.by_length,
-            self.masker,
-            mask_rate=settings.mask_rate,
-            special=(words.cls_id, words.sep_id, words.mask_id),
-            row_tokens=self.run.micro_batch_tokens,
-        )
+        found = self.validation.measure(self.model, phase, device=self.device, spread=self.spread)
+        if found is not None:
+            self.evaluation = found.evaluation
+            self.metrics.validation(found.evaluation, phase, clock, found.by_length, found.by_source)
 
     def _save(
         self, clock: Clock, loader_state: dict[str, Any], found: dict[str, Any], score: float | None

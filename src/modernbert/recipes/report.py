@@ -29,6 +29,7 @@ from modernbert.recipes.run_tables import (
     event_rows,
     length_rows,
     phase_rows,
+    source_rows,
 )
 from modernbert.telemetry import human
 
@@ -71,6 +72,7 @@ def render_page(histories: Sequence[History]) -> str:
     names = ", ".join(history.name for history in histories)
     tables = [
         _tables("Phases", histories, phase_rows),
+        _tables("Held-out text of each source", histories, source_rows),
         _tables("Held-out text at several lengths", histories, length_rows),
         _tables("Events", histories, event_rows),
     ]

@@ -20,6 +20,21 @@ def phase_rows(history: History) -> list[Row]:
     return [_phase_row(history, span) for span in history.spans]
 
 
+def source_rows(history: History) -> list[Row]:
+    """Describe, for each phase's last validation of several sources, what each gave."""
+    return [
+        {
+            "phase": record["phase"],
+            "source": found["source"],
+            "masked loss": f"{found['loss']:.3f}",
+            "accuracy": f"{found['accuracy']:.1%}",
+            "masked tokens": human(found["num_masked"]),
+        }
+        for record in last_of_phases(history, "by_source")
+        for found in record["by_source"]
+    ]
+
+
 def length_rows(history: History) -> list[Row]:
     """Describe, for each phase's last validation by length, what each length gave."""
     return [

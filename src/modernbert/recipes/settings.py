@@ -10,6 +10,7 @@ from modernbert import config
 from modernbert.data.corpus import TextUnit
 from modernbert.data.masking import MaskingSettings
 from modernbert.data.source import Overflow, SourceSettings
+from modernbert.data.tokenizer_training import round_up
 from modernbert.errors import ConfigError, did_you_mean
 from modernbert.model.config import EncoderConfig
 from modernbert.recipes.metrics import LogSettings
@@ -86,7 +87,8 @@ class ValidationSettings:
         fraction: Share of each source's documents that is held out; 0 for no validation.
         mask_rate: Share of tokens to predict.
         every_tokens: Distance between validations; each phase ends with one in any case.
-        max_tokens: At most so many held-out tokens are used.
+        max_tokens: At most so many held-out tokens are used, shared out among the sources by their size; of
+            each at least as many as make a sequence.
         by_length: At which lengths long held-out documents are looked at besides; null: at none.
     """
 
@@ -194,7 +196,7 @@ class PretrainRun:
 
     def _check_vocabulary(self) -> None:
         """Check the size of a tokenizer to be trained now; of one that exists, once it is loaded."""
-        size = -(-(self.tokenizer.vocab_size or 0) // 64) * 64
+        size = round_up(self.tokenizer.vocab_size or 0)
         if size > self.model.vocab_size:
             raise ConfigError(
                 f"`tokenizer.vocab_size` is {self.tokenizer.vocab_size}, in multiples of 64 {size}; it must "

@@ -14,14 +14,12 @@ from typing import Any, Literal
 import torch
 
 from modernbert import config, hub
-from modernbert.data.corpus import TextUnit, find_files, read_documents
 from modernbert.data.shards import TokenShards
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.data.tokenizer_training import round_up
 from modernbert.data.vocabulary import (
     Origins,
     origins,
-    propose_words,
     tokens_per_character,
     with_new_words,
 )
@@ -210,22 +208,6 @@ def begin(
     else:
         resize(model, source, how=start.how, keep_layer_types=start.keep_layer_types)
     return report
-
-
-def find_words(
-    paths: Sequence[str | Path],
-    tokenizer: Tokenizer,
-    *,
-    count: int,
-    text_key: str = "text",
-    text_unit: TextUnit = "line",
-    max_document_bytes: int = 4_000_000,
-) -> list[str]:
-    """Propose words for `start.new_words`. See `propose_words` and `corpus.read_documents`."""
-    documents = read_documents(
-        find_files(paths), text_key=text_key, text_unit=text_unit, max_document_bytes=max_document_bytes
-    )
-    return propose_words((document.text for document in documents), tokenizer, count)
 
 
 def _find(start: StartSettings, patterns: Sequence[str]) -> Path:

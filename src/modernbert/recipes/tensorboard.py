@@ -24,6 +24,7 @@ STEP_TAGS = {
     "memory_bytes": "speed/memory_bytes",
 }
 VALIDATION_TAGS = {"loss": "validation/loss", "accuracy": "validation/accuracy"}
+SOURCE_TAG = "validation/loss_of"
 LENGTH_TAGS = {"loss": "validation/loss_at", "pseudo_perplexity": "validation/pseudo_perplexity_at"}
 
 
@@ -76,6 +77,7 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """Pick a record's figures, each with the name under which TensorBoard files it."""
     tags = {"step": STEP_TAGS, "validation": VALIDATION_TAGS}.get(record["event"], {})
     scalars = {tag: record[key] for key, tag in tags.items() if record.get(key) is not None}
+    scalars |= {f"{SOURCE_TAG}_{it['source']}": it["loss"] for it in record.get("by_source", ())}
     for length in record.get("by_length", ()):
         scalars |= {f"{tag}_{length['length']}": length[key] for key, tag in LENGTH_TAGS.items()}
     return scalars

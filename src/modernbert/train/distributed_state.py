@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.optim import Optimizer
 from modernbert import files
 from modernbert.train.parts import NOTE, begin_writing, finish_writing
 from modernbert.train.ranks import Ranks
-from modernbert.train.state import PARTS, Checkpoints
+from modernbert.train.state import PARTS, Checkpoints, Commit
 
 
 class SharedCheckpoints(Checkpoints):
@@ -60,15 +59,7 @@ class SharedCheckpoints(Checkpoints):
         if pending is not None:
             pending.result()
 
-    def _save(
-        self,
-        path: Path,
-        model: nn.Module,
-        optimizer: Optimizer,
-        state: dict[str, Any],
-        settings_yaml: str,
-        facts: dict[str, Any],
-    ) -> Path:
+    def _save(self, path: Path, model: nn.Module, optimizer: Optimizer, commit: Commit) -> None:
         self.finish()
         ranks, parts = self._ranks, path.with_name(f".{path.name}.parts")
         if ranks.is_first:
@@ -78,7 +69,7 @@ class SharedCheckpoints(Checkpoints):
         written, note = begin_writing(parts, model, optimizer, ranks)
         if copy is None:
             self._pending = self._thread.submit(self._await_parts, path, written)
-            return path
+            return
 
         def fill(folder: Path) -> None:
             finish_writing(written)
@@ -86,9 +77,7 @@ class SharedCheckpoints(Checkpoints):
             shutil.move(parts, folder / PARTS)
             files.write_json(folder / PARTS / NOTE, note)
 
-        commit = partial(self._commit, path, fill, state, settings_yaml, facts)
-        self._pending = self._thread.submit(commit)
-        return path
+        self._pending = self._thread.submit(commit, fill)
 
     def _await_parts(self, path: Path, written: Future[Any]) -> None:
         with self._last_good_named(path):

@@ -46,14 +46,14 @@ def gather(part: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's part of a tensor that each rank has as a whole, split as `like` is."""
+def placed_like(whole: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor that each rank has as a whole, split as `like` is, which may be on another device."""
     if not is_split(like):
         return whole
     from torch.distributed.tensor import distribute_tensor
 
     # Without a source rank nothing is sent: each cuts its own part out.
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def whole_norms(norms: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -16,7 +16,8 @@ from functools import partial
 import torch
 
 from modernbert.data.masking import MaskedBatch, Masker
-from modernbert.data.windows import NUM_SPECIAL, Stretch, mask_every, mask_stretches, window_rows
+from modernbert.data.source import NUM_SPECIAL
+from modernbert.data.windows import Stretch, mask_every, mask_stretches, window_rows
 from modernbert.errors import ConfigError
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.runtime import Precision

@@ -93,7 +93,7 @@ def train(
         guard: Leaves out updates; the caller asks it when to stop. None: the first fault is an error.
         seed: Fixes the dropout of each row by its step and number, whichever rank computes it; None: torch's
             random state does.
-        on_stage: Is told what begins now, such as `waits for data of step 7`.
+        on_stage: Is told what begins now, such as `takes step 7`.
 
     Raises:
         DivergenceError: The loss or the gradient is not finite, and there is no guard; the weights are as

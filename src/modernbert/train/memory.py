@@ -207,15 +207,11 @@ class _Row:
 
     @property
     def loss(self) -> int:
-        """Features, the decoder's bf16 weight, gradients of both, and the logits of a chunk.
-
-        A second chunk begins while the first one's logits, in fp32 and bf16, are still there.
-        """
+        """Features, the decoder's bf16 weight, gradients of both, and twice the logits of a chunk."""
         dim, vocabulary = self.shape.hidden_size, self.shape.vocab_size
         chunk = min(self.num_masked, max(1, LOGITS_AT_ONCE // vocabulary))
-        bytes_a_logit = 2 * (FP32 + BF16) if chunk < self.num_masked else 2 * FP32
         features = (FP32 + BF16 + BF16) * self.num_masked * dim
-        return bytes_a_logit * chunk * vocabulary + features + self._decoder + BF16 * vocabulary * dim
+        return 2 * FP32 * chunk * vocabulary + features + self._decoder + BF16 * vocabulary * dim
 
     @property
     def scattering(self) -> int:

@@ -16,7 +16,7 @@ from modernbert import config, files
 from modernbert.errors import CheckpointError, ConfigError, InputError
 from modernbert.model.checkpoint import read_config, read_tensors
 from modernbert.model.tensor_files import write_tensors
-from modernbert.train.state import Checkpoints, read_clock
+from modernbert.train.state import Checkpoints, check_like, read_clock
 
 _COPIED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -162,20 +162,13 @@ def _read(folders: Sequence[Path]) -> list[dict[str, Tensor]]:
                 "merge checkpoints of one run"
             )
         for name, tensor in tensors.items():
-            _check_tensor(folder, name, tensor, first[name])
+            check_like(folder, name, tensor, first[name], remedy="merge checkpoints of one run")
+            if not tensor.is_floating_point():
+                raise CheckpointError(
+                    f"`{name}` in `{folder}` is {tensor.dtype}; only floating point can be merged; "
+                    "leave it out"
+                )
     return models
-
-
-def _check_tensor(folder: Path, name: str, found: Tensor, wanted: Tensor) -> None:
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
-        raise CheckpointError(
-            f"`{name}` in `{folder}` is {found.dtype} {tuple(found.shape)}; "
-            f"it must be {wanted.dtype} {tuple(wanted.shape)}; merge checkpoints of one run"
-        )
-    if not found.is_floating_point():
-        raise CheckpointError(
-            f"`{name}` in `{folder}` is {found.dtype}; only floating point can be merged; leave it out"
-        )
 
 
 def _check_configs(folders: Sequence[Path]) -> None:
@@ -198,7 +191,7 @@ def _shares(folders: Sequence[Path], weights: Sequence[float] | None) -> list[fl
             f"there are {len(shares)} weights for {len(folders)} folders; give one for each folder"
         )
     for share in shares:
-        if not 0 < share < float("inf"):
+        if not 0 < share < math.inf:
             raise InputError(
                 f"a weight of the average is {share}; it must be above 0 and finite; leave that folder out"
             )

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, overload
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from modernbert.errors import ConfigError
-from modernbert.train.dtensor import gather, local, part_of
-
-Group = dict[str, Any]
+from modernbert.train.dtensor import gather, local, placed_like
+from modernbert.train.grouped import Group, GroupedOptimizer
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic whose iteration brings singular values near 1
 _ITERATIONS = 5
 _NUMBERS_AT_ONCE = 1 << 27  # what one batch of matrices may hold: a quarter of a gigabyte in bf16
 
 
-class Muon(Optimizer):
+class Muon(GroupedOptimizer):
     """Moves matrices in all their directions alike; what is no hidden matrix is left to AdamW.
 
     A step on a matrix of `rows` and `columns` is
@@ -63,20 +60,11 @@ class Muon(Optimizer):
         eps: float = 1e-6,
         weight_decay: float = 0.0,
     ) -> None:
-        for key, value, is_right, rule in (
-            ("lr", lr, lr > 0, "above 0"),
-            ("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1"),
-            ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
-        ):
-            if not is_right:
-                raise ConfigError(f"`{key}` is {value}; it must be {rule}")
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "num_matrices": None})
 
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a group of parameters; what it does not set, the constructor's arguments do."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+    def _admit(self, group: Group) -> None:
+        super()._admit(group)
         for param, count in _matrices(group):
             if param.ndim != 2 or param.shape[0] % count:
                 raise ConfigError(
@@ -84,32 +72,18 @@ class Muon(Optimizer):
                     "another; leave it to AdamW"
                 )
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
+    def _rules(self, group: Group) -> Mapping[str, tuple[bool, str]]:
+        return {
+            **super()._rules(group),
+            "momentum": (0 <= group["momentum"] < 1, "at least 0 and below 1"),
+            "weight_decay": (group["weight_decay"] >= 0, "at least 0"),
+        }
 
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient.
-
-        Args:
-            closure: Computes the loss and its gradients anew, if given.
-
-        Returns:
-            The closure's loss.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            if group["num_matrices"] is None:
-                self._step_by_adamw(group)
-            else:
-                self._step_matrices(group)
-        return loss
+    def _step_group(self, group: Group) -> None:
+        if group["num_matrices"] is None:
+            self._step_by_adamw(group)
+        else:
+            self._step_matrices(group)
 
     def _step_matrices(self, group: Group) -> None:
         counted = [(param, count) for param, count in _matrices(group) if param.grad is not None]
@@ -117,7 +91,8 @@ class Muon(Optimizer):
             return
         params = [param for param, _ in counted]
         directions = _orthogonal(self._looked_ahead(group, params), [count for _, count in counted])
-        steps = [part_of(each, param).to(param.dtype) for each, param in zip(directions, params, strict=True)]
+        pairs = zip(directions, params, strict=True)
+        steps = [local(placed_like(each, param)).to(param.dtype) for each, param in pairs]
         parts = [local(param) for param in params]
         torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parts, steps, alpha=-group["lr"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -11,11 +11,10 @@ from torch.optim import AdamW, Optimizer
 from modernbert.errors import ConfigError
 from modernbert.model.layers import FUSED
 from modernbert.train.dtensor import local
+from modernbert.train.grouped import Group
 from modernbert.train.muon import Muon
 from modernbert.train.schedule import Phase, Setting
 from modernbert.train.stable_adamw import StableAdamW
-
-Group = dict[str, Any]
 
 HIDDEN = ("attn.Wqkv.weight", "attn.Wo.weight", "mlp.Wi.weight", "mlp.Wo.weight", "head.dense.weight")
 """How the names of hidden matrices end: what neither reads token ids nor gives scores."""

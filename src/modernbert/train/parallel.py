@@ -21,7 +21,7 @@ from modernbert.errors import ConfigError
 from modernbert.layout import SequenceLayout
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.runtime import Precision
-from modernbert.train.dtensor import gather, is_split, local
+from modernbert.train.dtensor import gather, local
 from modernbert.train.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -177,16 +177,6 @@ class _Loss(nn.Module):
         self, input_ids: Tensor, layout: SequenceLayout, masked_positions: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         return self.model.loss(input_ids, layout, masked_positions, labels)
-
-
-def placed_like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """Return of a whole tensor, which each rank has, what belongs beside this rank's part of a parameter."""
-    if not is_split(parameter):
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    on_device = whole.to(parameter.device)
-    return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _is_sharded(model: nn.Module) -> TypeGuard[FSDPModule]:

@@ -24,7 +24,14 @@ from modernbert import files
 from modernbert.errors import CheckpointError, InputError
 from modernbert.train.dtensor import is_split
 from modernbert.train.ranks import Ranks
-from modernbert.train.snapshot import Snapshot, check_optimizer, optimized
+from modernbert.train.snapshot import (
+    Snapshot,
+    check_optimizer,
+    indexed_state,
+    named_state,
+    optimized,
+    param_of,
+)
 
 NOTE = "optimizer.json"
 """Among the parts: class, parameters, and what of the state is no tensor."""
@@ -46,13 +53,7 @@ def begin_writing(
     Returns:
         What is done when all ranks have written; and the note, to be written beside the parts.
     """
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    named = optimized(model, optimizer)
-    for name, param in named.items():
-        for key, value in optimizer.state.get(param, {}).items():
-            kind: dict[str, Any] = tensors if isinstance(value, Tensor) else numbers
-            kind[f"{name}/{key}"] = value
+    tensors, note = named_state(model, optimizer)
     # What every rank has whole is written by one of them, in turn; of a sharded tensor each writes its shard.
     own = {
         name: tensor
@@ -64,7 +65,6 @@ def begin_writing(
         storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
         process_group=ranks.saving,
     )
-    note = {"class": type(optimizer).__name__, "parameters": list(named), "numbers": numbers}
     return cast(Future[Any], future), note
 
 
@@ -110,12 +110,7 @@ def read_parts(folder: Path, model: nn.Module, optimizer: Optimizer, ranks: Rank
             f"the optimizer's parts in `{folder}` cannot be read ({error}); they must be whole; use another "
             "checkpoint"
         ) from error
-    indices = {name: index for index, name in enumerate(named)}
-    state: dict[int, dict[str, Any]] = {}
-    for full, value in [*tensors.items(), *note["numbers"].items()]:
-        name, _, key = full.rpartition("/")
-        state.setdefault(indices[name], {})[key] = value
-    return Snapshot(state, {})
+    return Snapshot(indexed_state(folder, {**tensors, **note["numbers"]}, named), {})
 
 
 def _read_note(file: Path) -> Mapping[str, Any]:
@@ -128,16 +123,8 @@ def _read_note(file: Path) -> Mapping[str, Any]:
 
 
 def _empty(folder: Path, full: str, entry: Any, named: Mapping[str, nn.Parameter]) -> Tensor:
-    """Return a tensor to read into: like its parameter, or a plain one where it has another shape."""
-    name = full.rpartition("/")[0]
-    if name not in named:
-        raise CheckpointError(f"`{folder}` holds `{full}`, of no parameter; use another checkpoint")
-    param, dtype = named[name], entry.properties.dtype
+    """Return a tensor to read into: like its parameter, or a plain scalar."""
+    param, dtype = param_of(folder, full, entry.size, named), entry.properties.dtype
     if not entry.size:
         return torch.zeros((), dtype=dtype)
-    if entry.size != param.shape:
-        raise CheckpointError(
-            f"`{full}` in `{folder}` has shape {tuple(entry.size)}; its parameter has {tuple(param.shape)}; "
-            "use the settings of that run"
-        )
     return torch.zeros_like(param.detach(), dtype=dtype)

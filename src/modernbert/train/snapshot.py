@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from modernbert.errors import CheckpointError
 from modernbert.model.tensor_files import read_tensors_and_notes, write_tensors
-from modernbert.train.parallel import placed_like
+from modernbert.train.dtensor import placed_like
 
 _CPU, _CUDA = "rng/cpu", "rng/cuda"
 _NOTE = "optimizer"
@@ -54,19 +54,12 @@ def write_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> None:
         CheckpointError: The optimizer has a parameter that the model has not.
         OSError: The file could not be written.
     """
-    named = optimized(model, optimizer)
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for name, param in named.items():
-        for key, value in optimizer.state.get(param, {}).items():
-            kind: dict[str, Any] = tensors if isinstance(value, Tensor) else numbers
-            kind[f"{name}/{key}"] = value
+    tensors, note = named_state(model, optimizer)
     tensors[_CPU] = torch.get_rng_state()
     device = _device(model)
     if device.type == "cuda":
         tensors[_CUDA] = torch.cuda.get_rng_state(device)
     # One note, as safetensors writes several in any order, and equal states should be equal files.
-    note = {"class": type(optimizer).__name__, "parameters": list(named), "numbers": numbers}
     write_tensors(file, tensors, {_NOTE: json.dumps(note)})
 
 
@@ -90,17 +83,43 @@ def read_snapshot(file: Path, model: nn.Module, optimizer: Optimizer) -> Snapsho
             f"`{file}` has no `{_CPU}`; it must hold the random state; use another checkpoint"
         )
     random_states = {name: tensors.pop(name) for name in (_CPU, _CUDA) if name in tensors}
+    for full, tensor in tensors.items():
+        param = param_of(file, full, tensor.shape, named)
+        tensors[full] = placed_like(tensor, param) if tensor.ndim else tensor
+    return Snapshot(indexed_state(file, {**tensors, **note["numbers"]}, named), random_states)
+
+
+def named_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an optimizer's tensors as `<parameter>/<state>`, and a note of all else, which JSON can hold.
+
+    Raises:
+        CheckpointError: The optimizer has a parameter that the model has not.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    named = optimized(model, optimizer)
+    for name, param in named.items():
+        for key, value in optimizer.state.get(param, {}).items():
+            kind: dict[str, Any] = tensors if isinstance(value, Tensor) else numbers
+            kind[f"{name}/{key}"] = value
+    return tensors, {"class": type(optimizer).__name__, "parameters": list(named), "numbers": numbers}
+
+
+def indexed_state(
+    source: Path, values: Mapping[str, Any], named: Mapping[str, nn.Parameter]
+) -> dict[int, dict[str, Any]]:
+    """Return what was saved as `<parameter>/<state>` by the index of the parameter.
+
+    Raises:
+        CheckpointError: Something is of no parameter.
+    """
     indices = {name: index for index, name in enumerate(named)}
     state: dict[int, dict[str, Any]] = {}
-    for full, value in [*tensors.items(), *note["numbers"].items()]:
+    for full, value in values.items():
+        param_of(source, full, (), named)
         name, _, key = full.rpartition("/")
-        if name not in named:
-            raise CheckpointError(f"`{file}` holds `{full}`, of no parameter; use another checkpoint")
-        if isinstance(value, Tensor):
-            _check_shape(file, full, value, named[name])
-            value = placed_like(value, named[name]) if value.ndim else value
         state.setdefault(indices[name], {})[key] = value
-    return Snapshot(state, random_states)
+    return state
 
 
 def check_optimizer(file: Path, note: Mapping[str, Any], optimizer: Optimizer, names: list[str]) -> None:
@@ -127,12 +146,23 @@ def check_optimizer(file: Path, note: Mapping[str, Any], optimizer: Optimizer, n
             )
 
 
-def _check_shape(file: Path, full: str, value: Tensor, param: Tensor) -> None:
-    if value.ndim and value.shape != param.shape:
+def param_of(
+    source: Path, full: str, shape: Sequence[int], named: Mapping[str, nn.Parameter]
+) -> nn.Parameter:
+    """Return the parameter whose state `<parameter>/<state>` is; of its shape, or a scalar.
+
+    Raises:
+        CheckpointError: There is none, or it has another shape.
+    """
+    param = named.get(full.rpartition("/")[0])
+    if param is None:
+        raise CheckpointError(f"`{source}` holds `{full}`, of no parameter; use another checkpoint")
+    if len(shape) and tuple(shape) != tuple(param.shape):
         raise CheckpointError(
-            f"`{full}` in `{file}` has shape {tuple(value.shape)}; its parameter has {tuple(param.shape)}; "
+            f"`{full}` in `{source}` has shape {tuple(shape)}; its parameter has {tuple(param.shape)}; "
             "use the settings of that run"
         )
+    return param
 
 
 def optimized(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:

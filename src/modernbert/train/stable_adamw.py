@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from modernbert.errors import ConfigError
 from modernbert.train.dtensor import local, whole_norms
+from modernbert.train.grouped import Group, GroupedOptimizer
 
-Group = dict[str, Any]
 
-
-class StableAdamW(Optimizer):
+class StableAdamW(GroupedOptimizer):
     """AdamW whose learning rate is divided, tensor by tensor, by how far the update overshoots.
 
     With `b(t) = (beta**t - beta) / (beta**t - 1)`, the debiased coefficient, a step is
@@ -41,7 +38,7 @@ class StableAdamW(Optimizer):
         max_lr: The schedule's peak, to which `lr` is compared for weight decay; `lr` by default.
 
     Raises:
-        ConfigError: A value out of its range, or a parameter of half precision.
+        ConfigError: A value out of its range, a parameter of half precision or, in a step, a sparse gradient.
     """
 
     def __init__(
@@ -57,41 +54,27 @@ class StableAdamW(Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "max_lr": max_lr}
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a group of parameters; what it does not set, the constructor's arguments do."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+    def _admit(self, group: Group) -> None:
         if group["max_lr"] is None:
             group["max_lr"] = group["lr"]
-        _check(group)
+        super()._admit(group)
+        for index, param in enumerate(group["params"]):
+            if param.dtype not in (torch.float32, torch.float64):
+                raise ConfigError(
+                    f"{_named(group, index)} is {param.dtype}; it must be torch.float32, or small updates "
+                    "are lost; call `model.float()` and compute in half precision with autocast"
+                )
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
+    def _rules(self, group: Group) -> Mapping[str, tuple[bool, str]]:
+        return {
+            **super()._rules(group),
+            "max_lr": (group["max_lr"] > 0, "above 0"),
+            "weight_decay": (0 <= group["weight_decay"] < 1, "at least 0 and below 1"),
+        }
 
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient.
-
-        Args:
-            closure: Computes the loss and its gradients anew, if given.
-
-        Returns:
-            The closure's loss.
-
-        Raises:
-            ConfigError: A gradient is sparse.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for age, params in self._by_age(group).items():
-                self._update(group, age, params)
-        return loss
+    def _step_group(self, group: Group) -> None:
+        for age, params in self._by_age(group).items():
+            self._update(group, age, params)
 
     def _by_age(self, group: Group) -> dict[int, list[Tensor]]:
         """Count this step for each parameter with a gradient, and sort them by their number of steps.
@@ -156,26 +139,6 @@ def _clips(params: list[Tensor], grads: list[Tensor], roots: list[Tensor], eps: 
     torch._foreach_div_(clips, [math.sqrt(max(1, param.numel())) for param in params])
     torch._foreach_clamp_min_(clips, 1.0)
     return clips
-
-
-def _check(group: Group) -> None:
-    beta1, beta2 = group["betas"]
-    rules = {
-        "lr": (group["lr"] > 0, "above 0"),
-        "max_lr": (group["max_lr"] > 0, "above 0"),
-        "betas": (0 <= beta1 < 1 and 0 <= beta2 < 1, "two numbers, each at least 0 and below 1"),
-        "eps": (group["eps"] > 0, "above 0"),
-        "weight_decay": (0 <= group["weight_decay"] < 1, "at least 0 and below 1"),
-    }
-    for key, (is_right, rule) in rules.items():
-        if not is_right:
-            raise ConfigError(f"`{key}` is {group[key]!r}; it must be {rule}")
-    for index, param in enumerate(group["params"]):
-        if param.dtype not in (torch.float32, torch.float64):
-            raise ConfigError(
-                f"{_named(group, index)} is {param.dtype}; it must be torch.float32, or small updates "
-                "are lost; call `model.float()` and compute in half precision with autocast"
-            )
 
 
 def _named(group: Group, index: int) -> str:

@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.optim import Optimizer
 from modernbert import files
 from modernbert.errors import CheckpointError, ConfigError, InputError, StorageError
 from modernbert.model.checkpoint import read_tensors
-from modernbert.train.parallel import placed_like
+from modernbert.train.dtensor import placed_like
 from modernbert.train.ranks import ALONE, Ranks
 from modernbert.train.schedule import Clock
 from modernbert.train.snapshot import read_snapshot, write_snapshot
@@ -33,6 +34,12 @@ OPTIMIZER = "optimizer.safetensors"
 
 PARTS = "optimizer"
 """Folder of the optimizer's parts, where several processes wrote the checkpoint."""
+
+Fill = Callable[[Path], None]
+"""Writes into a checkpoint's folder, while it does not yet have its name."""
+
+Commit = Callable[[Fill], None]
+"""Makes a checkpoint of what that writes."""
 
 _STATE_KEYS = ("bytes", "clock", "loader", "metrics", "order", "score")
 
@@ -121,35 +128,25 @@ class Checkpoints:
             "metrics": dict(metrics),
             "loader": dict(loader_state),
         }
-        return self._save(self._path(clock.step), model, optimizer, state, settings_yaml, dict(facts))
+        path = self.folder / f"step-{clock.step:09d}"
+        self._save(path, model, optimizer, partial(self._commit, path, state, settings_yaml, dict(facts)))
+        return path
 
     def finish(self) -> None:
         """Wait until everything that was saved is on the disk; see `save` for what it raises."""
 
-    def _save(
-        self,
-        path: Path,
-        model: nn.Module,
-        optimizer: Optimizer,
-        state: dict[str, Any],
-        settings_yaml: str,
-        facts: dict[str, Any],
-    ) -> Path:
+    def _save(self, path: Path, model: nn.Module, optimizer: Optimizer, commit: Commit) -> None:
+        """Fill a checkpoint's folder with model and optimizer, through `commit`."""
+
         def fill(folder: Path) -> None:
             self._save_model(model, folder)
             write_snapshot(folder / OPTIMIZER, model, optimizer)
 
         self._sweep()
-        self._commit(path, fill, state, settings_yaml, facts)
-        return path
+        commit(fill)
 
     def _commit(
-        self,
-        path: Path,
-        fill: Callable[[Path], None],
-        state: dict[str, Any],
-        settings_yaml: str,
-        facts: dict[str, Any],
+        self, path: Path, state: dict[str, Any], settings_yaml: str, facts: dict[str, Any], fill: Fill
     ) -> None:
         """Write a checkpoint's files beside what `fill` puts there, and remove those that are not kept."""
         order = max((entry.order for entry in self._entries()), default=0) + 1
@@ -160,9 +157,6 @@ class Checkpoints:
             whole = {"format": FORMAT, "order": order, **state, "bytes": _sizes(temporary)}
             files.write_json(temporary / "state.json", whole)
         self._prune()
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:09d}"
 
     def folders(self) -> list[Path]:
         """Return the whole checkpoints in the order in which they were saved."""
@@ -271,7 +265,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
                 f"`{folder}` holds no tensor `{name}`; the model needs it; use another checkpoint"
             )
     for name, tensor in tensors.items():
-        _check_like(folder, name, tensor, targets[name])
+        check_like(folder, name, tensor, targets[name], remedy="use the settings of that run")
     with torch.no_grad():
         for name, tensor in tensors.items():
             targets[name].copy_(placed_like(tensor, targets[name]))
@@ -356,9 +350,14 @@ def _check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
             raise CheckpointError(f"`{file}` {what}; it must have {size} bytes; use another checkpoint")
 
 
-def _check_like(folder: Path, name: str, found: Tensor, wanted: Tensor) -> None:
+def check_like(folder: Path, name: str, found: Tensor, wanted: Tensor, *, remedy: str) -> None:
+    """Make sure that a saved tensor has the shape and type of another.
+
+    Raises:
+        CheckpointError: It has not.
+    """
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         raise CheckpointError(
             f"`{name}` in `{folder}` is {found.dtype} {tuple(found.shape)}; "
-            f"it must be {wanted.dtype} {tuple(wanted.shape)}; use the settings of that run"
+            f"it must be {wanted.dtype} {tuple(wanted.shape)}; {remedy}"
         )

@@ -23,7 +23,7 @@ _SECONDS_BETWEEN_SIGNS = 10.0
 class Watch:
     """Watches, from a thread, that this process does not stay at one thing for too long.
 
-    If it does, the log says what each rank does and for how long. A process of several then ends, whatever
+    If it does, the log says what each rank does. A process of several then ends, whatever
     it hangs in, and the launcher starts the group anew; one that is alone goes on waiting.
 
     Args:
@@ -39,11 +39,12 @@ class Watch:
         self._timeout = timeout_seconds
         self._end = end
         self._interval = min(_SECONDS_BETWEEN_SIGNS, timeout_seconds / 8)
-        self._doing = ("begins", time.monotonic())
+        self.enter("begins")
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> Watch:
+        self.enter("begins")  # what took long before it was watched does not count
         self._thread.start()
         return self
 
@@ -54,24 +55,23 @@ class Watch:
         self._thread.join()
 
     def enter(self, what: str) -> None:
-        """Say what this process does from now on, such as `waits for data of step 7`."""
+        """Say what this process does from now on, such as `takes step 7`."""
         self._doing = (what, time.monotonic())
 
     def _run(self) -> None:
         told = None
         while not self._stopped.wait(self._interval):
             what, since = doing = self._doing
-            seconds = time.monotonic() - since
             if self._ranks.store is not None:
-                sign = {"what": what, "seconds": seconds, "at": time.time()}
+                sign = {"what": what, "at": time.time()}
                 self._ranks.store.set(f"watch/{self._ranks.rank}", json.dumps(sign))
-            if seconds > self._timeout and doing != told:
+            if time.monotonic() - since > self._timeout and doing != told:
                 told = doing
-                log.error("no progress for %.0f s: %s", self._timeout, self._all(what, seconds))
+                log.error("no progress for %.0f s: %s", self._timeout, self._all(what))
                 if self._ranks.size > 1:
                     self._end(EXIT_CODE)
 
-    def _all(self, what: str, seconds: float) -> str:
+    def _all(self, what: str) -> str:
         """Say what each rank does; the few that differ from the many first."""
         store = self._ranks.store
         if store is None:

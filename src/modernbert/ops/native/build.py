@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -33,7 +34,9 @@ class Unavailable(Exception):
 def library() -> ctypes.CDLL | Unavailable:
     """Return the compiled kernels, or why they cannot be had. What was compiled once is kept."""
     try:
-        return _load(_compiled(_compiler(), _flags()))
+        command = (*_compiler(), "-O3", "-std=gnu11", "-shared", "-fPIC", *_flags())
+        parallel()  # without which they are of no use
+        return _kept(command)
     except Unavailable as reason:
         return reason
 
@@ -55,8 +58,8 @@ def parallel() -> int:
 
 
 def multiplies_halves() -> bool:
-    """Whether this CPU multiplies bf16, twice as fast as fp32."""
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    """Whether the kernels multiply bf16, twice as fast as fp32: if the CPU does and torch uses AVX512."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def _flags() -> tuple[str, ...]:
@@ -65,54 +68,58 @@ def _flags() -> tuple[str, ...]:
         raise Unavailable(f"they are written for x86 and Unix, not for {platform.machine()}, {sys.platform}")
     capability = torch.backends.cpu.get_cpu_capability()
     if capability == "AVX512":
-        flags = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]
-        return (*flags, "-mavx512bf16") if multiplies_halves() else tuple(flags)
+        halves = ("-mavx512bf16",) if multiplies_halves() else ()
+        width = "-mprefer-vector-width=512"
+        return ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", width, *halves)
     if capability == "AVX2":
         return ("-mavx2", "-mfma")
     raise Unavailable(f"this CPU has neither AVX2 nor AVX512 (torch calls it {capability})")
 
 
 def _compiler() -> tuple[str, ...]:
-    named = os.environ.get("CC")
-    for name in (named,) if named else ("cc", "gcc", "clang"):
+    named = os.environ.get("CC", "").split()  # it may bring options
+    for name, *options in [named] if named else [["cc"], ["gcc"], ["clang"]]:
         if found := shutil.which(name):
-            return (found,)
+            return (found, *options)
     if not named and importlib.util.find_spec("ziglang"):
         return (sys.executable, "-m", "ziglang", "cc")
     raise Unavailable(
-        f"the C compiler `{named}` that `CC` names is not there"
+        f"the C compiler `{named[0]}` that `CC` names is not there"
         if named
         else "there is no C compiler (install gcc or clang, or `pip install ziglang`)"
     )
 
 
-def _compiled(compiler: tuple[str, ...], flags: tuple[str, ...]) -> Path:
-    """Return the library of these sources, compiler and flags, compiled now if it is not there yet."""
-    command = (*compiler, "-O3", "-std=gnu11", "-shared", "-fPIC", *flags)
+def _kept(command: tuple[str, ...]) -> ctypes.CDLL:
+    """Load what a command makes of the sources; it is made now if it is not there, or damaged."""
     files = sorted((*FOLDER.glob("*.c"), *FOLDER.glob("*.h")))
     digest = hashlib.sha256("\0".join((*command, *(file.read_text() for file in files))).encode())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modernbert"
-    path = folder / f"native-{digest.hexdigest()[:16]}.so"
-    if path.exists():
-        return path
+    name = f"native-{digest.hexdigest()[:16]}.so"
+    cache: Path | None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(dir=folder))
-    except (OSError, RuntimeError):  # not ours to write, or no home
-        place = Path(tempfile.mkdtemp(prefix="modernbert-"))  # for this process alone
-        path = place / path.name
-    began = time.monotonic()
-    _run((*command, "-o", str(place / "new.so"), *(str(FOLDER / name) for name in SOURCES), "-lm"))
-    (place / "new.so").replace(path)  # whole or not at all, whoever else compiles it now
-    if place != path.parent:
-        place.rmdir()
-    log.info("compiled the native kernels in %.1f s: %s", time.monotonic() - began, path)
-    return path
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modernbert"
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(cache / name))
+        cache.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryDirectory(dir=cache)
+    except (OSError, RuntimeError):  # not ours to write, or no home: it serves this process alone
+        cache, place = None, tempfile.TemporaryDirectory()
+    with place:
+        began, made = time.monotonic(), Path(place.name, name)
+        _run((*command, "-o", str(made), *(str(FOLDER / source) for source in SOURCES), "-lm"))
+        loaded = _load(made)
+        if cache is not None:
+            made.replace(cache / name)  # whole or not at all, whoever else compiles it now
+    kept = "not kept" if cache is None else cache / name
+    log.info("compiled the native kernels in %.1f s: %s", time.monotonic() - began, kept)
+    return loaded
 
 
 def _run(command: tuple[str, ...]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"`{command[0]}` could not be run: {error}") from None
     if done.returncode:
@@ -120,7 +127,6 @@ def _run(command: tuple[str, ...]) -> None:
 
 
 def _load(path: Path) -> ctypes.CDLL:
-    parallel()  # without which they are of no use
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:

@@ -86,8 +86,13 @@ def attention(
 
     Returns:
         `[T, N * H]`, of the dtype of `qkv`.
+
+    Raises:
+        BackendError: bf16 is to be multiplied, which the kernels do not do here (`build.multiplies_halves`).
     """
     is_half = qkv.dtype == torch.bfloat16
+    if (is_half or half_products) and not build.multiplies_halves():
+        raise BackendError("the native kernels do not multiply bf16 here; the CPU must; give fp32")
     num_tokens, width = qkv.shape[0], qkv.shape[1] // 3
     chunks = layout.derive("native chunks", _chunks)
     out = torch.empty((num_tokens, width), dtype=qkv.dtype)
