@@ -255,13 +255,14 @@ class _Row:
 def _weights(setup: StepSetup, shards: int) -> tuple[int, int, int]:
     """Bytes of the fp32 weights, and of the bf16 ones in forward and in backward.
 
-    Of shards stand whole at one time: embedding and head; in bf16 alone, a layer and the next.
+    Shards stand whole for the length of a step: embedding and head in fp32, the layers in bf16.
     """
     shape = setup.shape
     whole = FP32 * _share(shape.num_parameters(head=True), shards)
     if shards > 1:
         gathered = FP32 * (shape.vocab_size + shape.hidden_size) * shape.hidden_size
-        return whole + gathered, 2 * BF16 * _layer_matrices(shape), 2 * BF16 * _layer_matrices(shape)
+        layers = BF16 * shape.num_hidden_layers * _layer_matrices(shape)
+        return whole + gathered, layers, layers
     in_backward = _layer_matrices(shape) if setup.recomputes_layers else _matrices(shape)
     return whole, BF16 * _matrices(shape), BF16 * in_backward
 

@@ -126,10 +126,15 @@ class Spread:
 
     @contextlib.contextmanager
     def micro_batch(self, *, is_last: bool) -> Iterator[None]:
-        """Run one of a step's micro-batches, forward and backward; only after the last do the ranks talk."""
+        """Run one of a step's micro-batches, forward and backward.
+
+        The ranks talk twice a step: sharded weights stay gathered from the first micro-batch to the last,
+        after which alone gradients are added up.
+        """
         if _is_sharded(self.model):
             self.model.set_requires_gradient_sync(is_last)
             self.model.set_is_last_backward(is_last)
+            self.model.set_reshard_after_backward(is_last)
         with contextlib.nullcontext() if is_last or not self._replica else self._replica.no_sync():
             yield
 
@@ -141,8 +146,9 @@ class Spread:
 
     def settle(self) -> None:
         """Let the parameters be the optimizer's again after a forward pass without a backward one."""
-        if _is_sharded(self.model):
-            self.model.reshard()
+        for part in self.model.modules():
+            if _is_sharded(part):
+                part.reshard()
 
     def gathered(self) -> ModernBertForMaskedLM | None:
         """Return the whole model, a copy on the CPU, on the first rank; all ranks must call it.
@@ -213,7 +219,8 @@ def _shard(model: ModernBertForMaskedLM, mesh: DeviceMesh, is_bf16: bool) -> Non
     if is_bf16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in model.model.layers:
-        for part in (block.get_submodule("attn"), block.get_submodule("mlp")) if is_bf16 else (block,):
-            fully_shard(part, mesh=mesh, mp_policy=policy)
+        # A list is one group: its weights travel together.
+        parts = [block.get_submodule("attn"), block.get_submodule("mlp")] if is_bf16 else [block]
+        fully_shard(parts, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "loss")
