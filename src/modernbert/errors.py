@@ -31,7 +31,7 @@ class StorageError(ModernBertError, OSError):
 
 
 class DivergenceError(ModernBertError, ArithmeticError):
-    """A training loss or gradient that is not finite."""
+    """A training loss or gradient that is not finite, or leaps beyond what the run allows."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -22,19 +22,12 @@ from modernbert.recipes.settings import read_run
 from modernbert.train.evaluation import LengthEvaluation
 from modernbert.train.feed import StepBatch
 from modernbert.train.loop import Evaluation, StepReport
-from modernbert.train.schedule import Clock, Phase, Setting
+from modernbert.train.schedule import Clock, Setting
+from tests.train.phases import phase
 
 CPU = torch.device("cpu")
 SHAPE = EncoderConfig.preset("tiny")
-PHASE = Phase(
-    name="one",
-    tokens=10_000,
-    sequence_length=16,
-    batch_tokens=64,
-    learning_rate=0.5,
-    global_rope_theta=1e4,
-    local_rope_theta=1e4,
-)
+PHASE = phase(tokens=10_000, sequence_length=16, learning_rate=0.5)
 EVALUATION = Evaluation(loss=2.5, accuracy=0.25, commonest_accuracy=0.1, num_masked=40)
 LENGTH = LengthEvaluation(length=16, loss=2.0, accuracy=0.5, pseudo_perplexity=7.0, stride=8, num_tokens=100)
 

@@ -215,6 +215,16 @@ def test_half_written_folders_are_passed_over_and_swept_up(checkpoints: Checkpoi
     assert not list(checkpoints.folder.glob(".*"))
 
 
+def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(checkpoints: Checkpoints) -> None:
+    model, optimizer = build()
+    whole = save(checkpoints, model, optimizer, step=1)
+    whole.rename(whole.with_name(f".{whole.name}.new"))
+    assert checkpoints.latest() == whole
+    (whole.parent / f".{whole.name}.new").mkdir()  # and one before the first rename leaves the old one
+    assert checkpoints.latest() == whole
+    assert restore(whole, model, optimizer).clock.step == 1
+
+
 def disk_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 

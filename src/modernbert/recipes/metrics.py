@@ -20,6 +20,7 @@ from modernbert.recipes.tensorboard import TensorBoard
 from modernbert.runtime import Precision
 from modernbert.train.evaluation import LengthEvaluation
 from modernbert.train.loop import Evaluation, StepReport
+from modernbert.train.planner import BACKWARD_AND_FORWARD
 from modernbert.train.schedule import Clock, Phase
 
 RECORDS_FOR_ETA = 100
@@ -177,7 +178,9 @@ class RunMetrics:
 
     def _flops(self, report: StepReport) -> int:
         """Count the operations of this process's share of a step: forward once, backward twice as many."""
-        return 3 * sum(self._shape.flops(row.layout, row.num_masked) for row in report.batch.rows)
+        return BACKWARD_AND_FORWARD * sum(
+            self._shape.flops(row.layout, row.num_masked) for row in report.batch.rows
+        )
 
     def _seconds_left(self) -> float | None:
         """Say how long the rest takes at the pace of the last records, validations and saving included."""

@@ -175,6 +175,8 @@ class Checkpoints:
         return next(iter(self.ranked()), None)
 
     def _entries(self) -> list[_Entry]:
+        for successor in self.folder.glob(".step-*.new"):
+            _promote(successor)  # its save was killed on the last step
         found = (_Entry.read(path) for path in self.folder.glob("step-*"))
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.order)
 
@@ -309,7 +311,15 @@ def _new_folder(path: Path) -> Iterator[Path]:
     with files.atomic_folder(successor) as temporary:
         yield temporary
     path.rename(_hidden(path, "removed"))
-    successor.rename(path)
+    _promote(successor)
+
+
+def _promote(successor: Path) -> None:
+    """Give a whole folder the name that it waits for, once that is free; whoever comes first does it."""
+    path = successor.with_name(successor.name.removeprefix(".").removesuffix(".new"))
+    if not path.exists():
+        with contextlib.suppress(OSError):
+            successor.rename(path)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
