@@ -30,6 +30,7 @@ PEER = (
     "SentenceTransformer({folder!r}, device='cpu').encode('x'); print()"
 )
 PROGRAMS = {
+    "import torch, and no more": "import torch; print()",
     **{
         f"modernbert {dtype}": OURS.replace("{dtype!r}", repr(dtype))
         for dtype in ("float32", "bfloat16", "int8")
