@@ -92,6 +92,15 @@ class SequenceLayout:
         pinned = host.pin_memory() if self.device.type == "cuda" else host
         return pinned.to(self.device, non_blocking=True)
 
+    def worked_out(self) -> SequenceLayout:
+        """Work out now what a compiled model reads of a layout, so that it finds tensors and numbers there.
+
+        Else torch.compile would trace how they come of the lengths, and compile anew for other lengths.
+        """
+        for name in ("num_tokens", "longest", "offsets", "positions"):
+            getattr(self, name)
+        return self
+
     def to(self, device: torch.device | str) -> SequenceLayout:
         """Return this layout with its tensors on `device`."""
         target = torch.device(device)

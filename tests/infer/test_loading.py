@@ -175,9 +175,15 @@ class TestBackends:
         with pytest.raises(BackendError, match="attention backend `varlen` cannot serve"):
             load(masked, device="cpu", backend="varlen")
 
+    def test_a_pair(self, masked: Path, plain: Encoder) -> None:
+        encoder = load(masked, device="cpu", backend="plain+portable")
+        np.testing.assert_allclose(encoder.encode(TEXTS), plain.encode(TEXTS), atol=1e-4)
+
     def test_unknown(self, masked: Path) -> None:
         with pytest.raises(ConfigError, match=r"^unknown `backend` `fussed`; did you mean `fused`"):
             load(masked, backend="fussed")
+        with pytest.raises(ConfigError, match=r"^unknown `backend` `varlan`; did you mean `varlen`"):
+            load(masked, backend="fa3+varlan")
 
 
 class TestDtypes:

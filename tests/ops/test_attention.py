@@ -13,7 +13,7 @@ from torch import Tensor
 from modernbert.errors import BackendError
 from modernbert.layout import SequenceLayout
 from modernbert.ops import reference
-from modernbert.ops.attention import attention, choose
+from modernbert.ops.attention import _automatic, _say, attention
 
 LENGTHS = {
     "border lengths": [1, 2, 63, 64, 65, 128, 129, 200],
@@ -153,14 +153,15 @@ def test_a_named_backend_that_cannot_serve_says_why() -> None:
 
 
 def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
-    choose.cache_clear()
+    _automatic.cache_clear()
+    _say.cache_clear()
     layout = SequenceLayout.of([4])
     q, k, v, _ = draw(layout)
     with caplog.at_level(logging.INFO, logger="modernbert"):
         for _ in range(3):
             attention(q, k, v, layout, None)
     assert len(caplog.records) == 1
-    assert "portable; not varlen: it runs on CUDA devices only" in caplog.text
+    assert "portable; not varlen, fa3, fa4: it runs on CUDA devices only" in caplog.text
 
 
 @pytest.mark.gpu

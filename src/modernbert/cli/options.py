@@ -48,7 +48,9 @@ class ModelChoice:
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer, if not the model's own.")] = None
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto"
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8.")] = "auto"
-    backend: Annotated[str, typer.Option(help="auto, fused, onnx, varlen, portable, plain.")] = "auto"
+    backend: Annotated[
+        str, typer.Option(help="auto, fused, onnx, varlen, fa3, fa4, fa3+varlen …, portable, plain.")
+    ] = "auto"
     max_length: Annotated[int | None, typer.Option(help="Tokens beyond which texts are cut.")] = None
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens that share a forward pass.")] = None
     threads: Annotated[int | None, typer.Option(help="Threads on a CPU.")] = None

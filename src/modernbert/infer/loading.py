@@ -42,7 +42,7 @@ DTYPES: dict[Any, str] = {
 """What may be asked for as `dtype`, and what it is called here."""
 
 ENGINES = ("auto", "fused", "onnx", *BACKENDS)
-"""What may be asked for as `backend`."""
+"""What may be asked for as `backend`; or a pair of `BACKENDS`, `fa3+varlen`."""
 
 # More would drive activations out of the caches, most of all in int8.
 CPU_BATCH_TOKENS = 2_048
@@ -80,8 +80,9 @@ def load(
         dtype: Of the products: `float32`, `bfloat16`, `float16` (GPU), `int8` (CPU). `auto` is exact float32
             on a CPU, and bfloat16 on a GPU that computes in it natively.
         backend: `fused`: packed weights for a CPU; `onnx`: the folder's exported file; or an attention
-            backend (`varlen`, `portable`, `plain`) for the plain model. `auto` takes `fused` on a CPU that
-            can, else the first attention backend that serves. A named one never falls back.
+            backend for the plain model (`varlen`, `fa3`, `fa4`, `portable`, `plain`, or one for global and
+            one for windowed layers: `fa3+varlen`). `auto` takes `fused` on a CPU that can, else the fastest
+            attention backend that serves. A named one never falls back.
         tokenizer: Folder or hub id of the tokenizer; None: the model's own, which a preset has not.
         revision: Branch, tag or commit of `name` on the hub.
         cache_dir: Where downloads are kept; None: the hub's own cache.
@@ -100,8 +101,10 @@ def load(
         InputError: A preset without a tokenizer, or one that cannot be read.
     """
     precision = _named("dtype", dtype, DTYPES)
-    if backend not in ENGINES:
-        raise ConfigError(f"unknown `backend` `{backend}`{did_you_mean(backend, ENGINES)}")
+    known = BACKENDS if "+" in backend else ENGINES
+    for part in backend.split("+"):
+        if part not in known:
+            raise ConfigError(f"unknown `backend` `{part}`{did_you_mean(part, known)}")
     for argument, number in {"threads": threads, "batch_tokens": batch_tokens}.items():
         if number is not None and number < 1:
             raise ConfigError(f"`{argument}` is {number}; it must be at least 1, or None")
@@ -197,8 +200,9 @@ def _torch_runners(
     model = parts.model().to(device)
     heads.encoder_of(model).backend = backend
     alone = TorchRunner(heads.encoder_of(model), cast(Precision, precision))
-    if backend != "auto":
-        alone([[parts.config.pad_token_id]])  # a named backend that cannot serve says so here
+    if backend != "auto" or device.type == "cuda":
+        # A named backend that cannot serve says so here, and `auto` measures, before memory is measured.
+        alone([[parts.config.pad_token_id]])
     return (
         alone if heads.encoder_of(model) is model else TorchRunner(model, cast(Precision, precision))
     ), alone

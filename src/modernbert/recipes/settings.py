@@ -152,7 +152,8 @@ class PretrainRun:
         seed: Fixes weights, dropout, the order of the data and the masks.
         device: Where to compute.
         precision: Of forward and backward; weights are always fp32.
-        attention: Attention backend, see `modernbert.ops.attention.BACKENDS`.
+        attention: Attention backend, see `modernbert.ops.attention.BACKENDS`; `fa3+varlen` is that of the
+            published runs.
         deterministic: Compute the same bits each time, so that a stopped run goes on exactly on a GPU too,
             where it is slower. On a CPU it does in any case.
         start: Which checkpoint to begin with; None: with weights drawn anew.
