@@ -1,8 +1,8 @@
 """Does `modernbert encode` give the same file if it is killed ten times, and does memory grow with rows?
 
-Short rows, 200,000, a half and a tenth of them, through the command line with a given model or a tiny random one.
-The work that is killed (SIGKILL, at random moments) and started again is compared with the undisturbed one,
-byte for byte.
+Short rows, 200,000, a half and a tenth of them, through the command line with a given model or a tiny random
+one. The work that is killed (SIGKILL, at random moments) and started again is compared with the undisturbed
+one, byte for byte.
 """
 
 from __future__ import annotations

@@ -34,8 +34,10 @@ def row() -> MaskedBatch:
     return MaskedBatch(ids, layout, places, ids[places])
 
 
-def gradients(model: ModernBertForMaskedLM, settings: DistributionSettings | None) -> dict[str, torch.Tensor]:
-    spread = Spread(model, device=CPU, settings=settings)
+def gradients(
+    model: ModernBertForMaskedLM, settings: DistributionSettings | None, *, compiles: bool = False
+) -> dict[str, torch.Tensor]:
+    spread = Spread(model, device=CPU, settings=settings, compiles=compiles)
     torch.manual_seed(3)
     loss, _ = spread.loss(row())
     spread.backward(loss)
@@ -59,6 +61,20 @@ def test_layers_computed_again_have_the_same_gradients(dropout: float) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert torch.equal(found[name], gradient), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler stumbles over its own
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_compiled_layers_have_the_same_gradients(recomputes: bool) -> None:
+    settings = DistributionSettings(activation_checkpointing=recomputes)
+    model = build()
+    compiled = copy.deepcopy(model)
+    expected = gradients(model, settings)
+    found = gradients(compiled, settings, compiles=True)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_looking_at_a_model_does_not_change_how_it_is_trained() -> None:

@@ -73,6 +73,15 @@ class ModernBertModel(Pretrained):
         normed: Tensor = self.final_norm(hidden)
         return normed
 
+    def compile_layers(self) -> None:
+        """Let torch.compile fuse the steps of each layer, for rows of any length.
+
+        Layer by layer, not as a whole: layers alike share their code, and gradients are exchanged between
+        processes while the next layer's are computed. Layouts must be `worked_out`.
+        """
+        for block in self.layers:
+            block.compile(dynamic=True)
+
     def _layer(self, block: nn.Module, hidden: Tensor, layout: SequenceLayout, table: RotaryTable) -> Tensor:
         given = (hidden, layout, table, self.backend)
         if not (self.recomputes_layers and torch.is_grad_enabled()):

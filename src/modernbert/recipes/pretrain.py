@@ -131,7 +131,12 @@ class _Session:
         self.begun: StartReport | None = None
         self.model = self._new_model()
         self.spread = Spread(
-            self.model, device=device, precision=run.precision, ranks=ranks, settings=run.distribution
+            self.model,
+            device=device,
+            precision=run.precision,
+            ranks=ranks,
+            settings=run.distribution,
+            compiles=run.compile,
         )
         self.optimizer = build_optimizer(self.model, run.optimizer, run.phases[0])
         self.metrics = RunMetrics(

@@ -154,6 +154,8 @@ class PretrainRun:
         precision: Of forward and backward; weights are always fp32.
         attention: Attention backend, see `modernbert.ops.attention.BACKENDS`; `fa3+varlen` is that of the
             published runs.
+        compile: Compile the layers with torch.compile: faster on a GPU, and later to begin. It needs a C
+            compiler.
         deterministic: Compute the same bits each time, so that a stopped run goes on exactly on a GPU too,
             where it is slower. On a CPU it does in any case.
         start: Which checkpoint to begin with; None: with weights drawn anew.
@@ -176,6 +178,7 @@ class PretrainRun:
     device: str = "auto"
     precision: Precision = "auto"
     attention: str = "auto"
+    compile: bool = False
     deterministic: bool = False
     start: StartSettings | None = None
     distribution: DistributionSettings = field(default_factory=DistributionSettings)

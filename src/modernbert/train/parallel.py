@@ -69,6 +69,7 @@ class Spread:
         model: With equal weights on all ranks, on `device`.
         ranks: The processes of the run.
         settings: How to spread it; None: not at all, and the model stays as it is.
+        compiles: Whether to compile the layers.
         device: Where this process computes.
         precision: Of forward and backward.
 
@@ -88,6 +89,7 @@ class Spread:
         precision: Precision = "auto",
         ranks: Ranks = ALONE,
         settings: DistributionSettings | None = None,
+        compiles: bool = False,
     ) -> None:
         self.model = model
         self.ranks = ranks
@@ -95,6 +97,8 @@ class Spread:
         self._precision = precision
         self._num_replicas = ranks.size
         self._replica: DistributedDataParallel | None = None
+        if compiles:
+            model.model.compile_layers()
         if settings is None:
             return
         model.model.recomputes_layers = settings.activation_checkpointing
@@ -114,7 +118,12 @@ class Spread:
         with runtime.autocast(self.device, self._precision):
             return cast(
                 tuple[Tensor, Tensor],
-                compute(on_device.input_ids, on_device.layout, on_device.masked_positions, on_device.labels),
+                compute(
+                    on_device.input_ids,
+                    on_device.layout.worked_out(),
+                    on_device.masked_positions,
+                    on_device.labels,
+                ),
             )
 
     def backward(self, mean: Tensor) -> None:
