@@ -87,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--attention", nargs="+", default=["varlen"], help="backends, each compiled")
+    parser.add_argument("--cases", nargs="+", default=[case.name for case in CASES])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a tiny model, to try the benchmark itself")
@@ -95,7 +96,8 @@ def main() -> None:
         telemetry.note("not measured: this needs a GPU; `--device cpu --quick` tries it without")
         return
     facts = runtime.machine_facts(torch.device(options.device))
-    rows = [row for case in (QUICK if options.quick else CASES) for row in measured(case, options)]
+    cases = QUICK if options.quick else [case for case in CASES if case.name in options.cases]
+    rows = [row for case in cases for row in measured(case, options)]
     folder = Path(tempfile.gettempdir()) if options.quick else None
     common.write("train_gpu", QUESTION, rows, facts, folder=folder, options=vars(options))
 
