@@ -68,10 +68,10 @@ def test_each_result_is_its_inputs_own_and_in_order(
         assert len(batch) == 1 or (sum(batch) <= budget and not deterministic)
 
 
-def test_like_lengths_share_a_batch() -> None:
+def test_like_lengths_share_a_batch_and_batches_are_as_even_as_their_number_allows() -> None:
     task = Sums()
     list(Engine(12).run(task, [2, 9, 3, 1, 9, 3, 4]))
-    assert task.batches == [[9], [9], [4, 3, 3, 2], [1]]
+    assert task.batches == [[9], [9], [4, 3], [3, 2, 1]]
 
 
 def test_a_sequence_beyond_the_budget_goes_alone() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from modernbert import telemetry
-from modernbert.cli import checkpoints, corpora, planning, tokenizers, training, use
+from modernbert.cli import benching, checkpoints, corpora, planning, tokenizers, training, use
 from modernbert.errors import ModernBertError
 
 VERBS: Mapping[str, Sequence[Callable[..., Any]]] = {
@@ -40,6 +40,7 @@ VERBS: Mapping[str, Sequence[Callable[..., Any]]] = {
         checkpoints.inspect,
         checkpoints.verify,
         checkpoints.perplexity,
+        benching.bench,
         checkpoints.export,
     ),
 }

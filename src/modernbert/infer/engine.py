@@ -73,10 +73,10 @@ class Engine:
             return [[index] for index in order]
         sizes = [len(sequences[index]) for index in order]
         most = self.batch_tokens
-        fewest = len(_cut(sizes, most))
-        smallest = bisect.bisect_left(range(most), -fewest, key=lambda tokens: -len(_cut(sizes, tokens)))
+        fewest = len(cut(sizes, most))
+        smallest = bisect.bisect_left(range(most), -fewest, key=lambda tokens: -len(cut(sizes, tokens)))
         rest = iter(order)
-        return [list(itertools.islice(rest, count)) for count in _cut(sizes, smallest)]
+        return [list(itertools.islice(rest, count)) for count in cut(sizes, smallest)]
 
     def _compute(self, task: Task[Any, Output, Any], batch: list[list[int]]) -> list[Output]:
         """Compute a batch; one that the device's memory cannot hold, in halves from now on."""
@@ -96,7 +96,7 @@ class Engine:
         return [*self._compute(task, batch[:middle]), *self._compute(task, batch[middle:])]
 
 
-def _cut(sizes: list[int], most: int) -> list[int]:
+def cut(sizes: list[int], most: int) -> list[int]:
     """Return how many of `sizes` go into each batch of at most `most`; one that is larger goes alone."""
     counts: list[int] = []
     filled = 0
