@@ -18,6 +18,7 @@ from rich.console import Console
 
 from modernbert import telemetry
 from modernbert.errors import StorageError
+from modernbert.telemetry import drawn
 
 Captured = pytest.CaptureFixture[str]
 
@@ -136,7 +137,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     console = Console(
         stderr=True, markup=False, emoji=False, force_terminal=True, width=100, color_system=None
     )
-    monkeypatch.setattr(telemetry, "_STDERR", console)
+    monkeypatch.setattr(drawn, "_STDERR", console)
     return Terminal()
 
 

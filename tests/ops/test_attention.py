@@ -161,7 +161,7 @@ def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(3):
             attention(q, k, v, layout, None)
     assert len(caplog.records) == 1
-    assert "portable; not varlen, fa3, fa4: it runs on CUDA devices only" in caplog.text
+    assert "portable; not varlen, fa3: it runs on CUDA devices only" in caplog.text
 
 
 @pytest.mark.gpu

@@ -18,20 +18,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
-from rich.text import Text
-
 from modernbert.files import storage_errors
+from modernbert.telemetry.words import beside, human
+
+__all__ = [
+    "JsonLines",
+    "Meter",
+    "accept_any_text",
+    "configure_logging",
+    "human",
+    "is_heard",
+    "note",
+    "progress",
+    "result",
+    "result_json",
+    "table",
+]
 
 SECONDS_BETWEEN_LINES = 10.0
-WIDTH_WITHOUT_TERMINAL = 120
-
-# One for all, so that a line of the log moves a progress bar down. `[MASK]` and `:a:` are text, not markup.
-_STDERR = Console(stderr=True, markup=False, emoji=False)
-_STDERR.width = _STDERR.width if _STDERR.is_terminal else WIDTH_WITHOUT_TERMINAL
 
 
 class Meter(Protocol):
@@ -43,9 +47,10 @@ class Meter(Protocol):
 
 def configure_logging(*, verbose: bool = False) -> None:
     """Send the package's log to stderr: what it chose and why; with `verbose` also details."""
-    handler = RichHandler(console=_STDERR, show_path=False, show_time=False, markup=False)
+    from modernbert.telemetry import drawn  # deferred, here and below: who loads a model draws nothing
+
     logger = logging.getLogger("modernbert")
-    logger.handlers = [handler]
+    logger.handlers = [drawn.log_handler()]
     logger.setLevel(logging.DEBUG if verbose else logging.INFO if is_heard() else logging.WARNING)
 
 
@@ -79,13 +84,10 @@ def note(text: str = "") -> None:
 
 def table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Show rows of equal keys as a table on stderr."""
-    sheet = Table(title=title, title_justify="left")
-    for name in rows[0] if rows else ():
-        sheet.add_column(name, justify="right" if name != next(iter(rows[0])) else "left")
-    for row in rows:
-        sheet.add_row(*(str(value) for value in row.values()))
+    from modernbert.telemetry import drawn
+
     if is_heard():
-        _STDERR.print(sheet)
+        drawn.table(title, rows)
 
 
 @contextlib.contextmanager
@@ -98,18 +100,14 @@ def progress(title: str, total: float | None, unit: str, done: float = 0) -> Ite
         unit: What a unit is called.
         done: Units done before, which count for the bar and not for the rate.
     """
-    meter = (_Bar if sys.stderr.isatty() and is_heard() else _Lines)(title, total, unit, done)
-    with meter:
-        yield meter
+    if sys.stderr.isatty() and is_heard():
+        from modernbert.telemetry import drawn
 
-
-def human(number: float) -> str:
-    """Write a number in three digits with k, M, G or T."""
-    number = float(f"{number:.3g}")  # first, so that 999,999 is 1M
-    for power, letter in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if abs(number) >= 10**power:
-            return f"{number / 10**power:.3g}{letter}"
-    return f"{number:.3g}"
+        with drawn.Bar(title, total, unit, done) as bar:
+            yield bar
+    else:
+        with _Lines(title, total, unit, done) as lines:
+            yield lines
 
 
 class JsonLines:
@@ -124,48 +122,6 @@ class JsonLines:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-class _Bar:
-    def __init__(self, title: str, total: float | None, unit: str, done: float) -> None:
-        facts = Column()  # in a narrow window they wrap, lest the time to go is cut
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=12),
-            _Amount(unit),
-            TimeRemainingColumn(table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[facts]}", markup=False, table_column=facts),
-            console=_STDERR,
-        )
-        self._task = self._bar.add_task(title, total=total, facts="", done=done)
-        self._bar.update(self._task, completed=done)
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def advance(self, amount: float, **facts: object) -> None:
-        self._bar.update(self._task, advance=amount, facts=_facts(facts))
-
-
-class _Amount(ProgressColumn):
-    """Units done, units in all, units a second."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__(table_column=Column(no_wrap=True))
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        done = human(task.completed)
-        whole = f"/{human(task.total)}" if task.total is not None else ""
-        seconds = task.elapsed or 0.0
-        rate = (task.completed - task.fields["done"]) / seconds if seconds else 0.0
-        return Text(f"{done}{whole} {self._unit} {human(rate)}/s")
 
 
 class _Lines:
@@ -188,7 +144,7 @@ class _Lines:
 
     def advance(self, amount: float, **facts: object) -> None:
         self._done += amount
-        self._facts = _facts(facts)
+        self._facts = beside(facts)
         now = time.monotonic()
         if now - self._spoke >= SECONDS_BETWEEN_LINES:
             self._speak(now)
@@ -204,7 +160,3 @@ class _Lines:
                 left = f", {timedelta(seconds=round((self._total - self._done) / rate))} to go"
         amount = f"{human(self._done)}{whole} {self._unit}, {human(rate)}/s{left}"
         note(f"{self._title}: {amount}  {self._facts}".rstrip())
-
-
-def _facts(facts: Mapping[str, object]) -> str:
-    return "  ".join(f"{name} {value}" for name, value in facts.items())
