@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import json
 import tempfile
 import time
 import traceback
@@ -121,7 +122,9 @@ def measured(case: Case, options: argparse.Namespace) -> Iterator[dict[str, Any]
         except (RuntimeError, ImportError, ModernBertError):  # the other ways are worth having
             telemetry.note(f"{case.name}, {name} failed:\n{traceback.format_exc()}")
             continue
-        yield {"case": case.name, "way": name, **figures(case, seconds, device)}
+        found = {"case": case.name, "way": name, **figures(case, seconds, device)}
+        telemetry.note(json.dumps(found))
+        yield found
         gc.collect()
         torch._dynamo.reset()
         if device.type == "cuda":

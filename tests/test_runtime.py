@@ -112,12 +112,17 @@ class TestStopSignals:
 
     @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
     def test_a_second_one_of_either_kind_acts_at_once(self, first: signal.Signals) -> None:
-        with runtime.stop_signals() as stop:
-            os.kill(os.getpid(), first)
+        # A shell lets what it starts in the background ignore Ctrl-C, the tests too.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with runtime.stop_signals() as stop:
+                os.kill(os.getpid(), first)
+                assert stop.name == first.name
+                with pytest.raises(KeyboardInterrupt):
+                    os.kill(os.getpid(), signal.SIGINT)
             assert stop.name == first.name
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-        assert stop.name == first.name
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def test_one_of_several_processes_may_be_told_twice(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

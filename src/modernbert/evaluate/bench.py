@@ -92,7 +92,7 @@ class BenchSettings:
 
     def __post_init__(self) -> None:
         for key, names, known in (("sets", self.sets, SETS), ("backends", self.backends or (), ENGINES)):
-            for name in names:
+            for name in (part for each in names for part in each.split("+")):  # `fa3+varlen` is a pair
                 if name not in known:
                     raise ConfigError(f"unknown name `{name}` in `{key}`{did_you_mean(name, known)}")
         for key in ("tokens", "batch_tokens", "repetitions"):

@@ -154,8 +154,7 @@ class PretrainRun:
         precision: Of forward and backward; weights are always fp32.
         attention: Attention backend, see `modernbert.ops.attention.BACKENDS`; `fa3+varlen` is that of the
             published runs.
-        compile: Compile the layers with torch.compile: faster on a GPU, and later to begin. It needs a C
-            compiler.
+        compile: Let torch.compile fuse the steps of each layer: the run begins later. It needs a C compiler.
         deterministic: Compute the same bits each time, so that a stopped run goes on exactly on a GPU too,
             where it is slower. On a CPU it does in any case.
         start: Which checkpoint to begin with; None: with weights drawn anew.
