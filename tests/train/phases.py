@@ -1,10 +1,12 @@
-"""A phase for tests that care about a few of its settings."""
+"""Phases for tests: one that cares about a few of its settings, and the first of base as published."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from modernbert.train.schedule import Phase
+
+BILLION = 10**9
 
 
 def phase(**changes: Any) -> Phase:
@@ -18,3 +20,15 @@ def phase(**changes: Any) -> Phase:
         "local_rope_theta": 1e4,
     }
     return Phase(**{**settings, **changes})
+
+
+PRETRAINING = phase(
+    name="pretrain",
+    tokens=1719 * BILLION,
+    sequence_length=1024,
+    batch_tokens=4608 * 1024,
+    learning_rate=8e-4,
+    warmup_tokens=3 * BILLION,
+    batch_warmup_start=768 * 1024,
+    batch_warmup_tokens=50 * BILLION,
+)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 
 from modernbert.data.masking import MaskedBatch
 from modernbert.errors import ConfigError
@@ -68,10 +69,13 @@ def test_layers_computed_again_have_the_same_gradients(dropout: float) -> None:
 @pytest.mark.parametrize("recomputes", [False, True])
 def test_compiled_layers_have_the_same_gradients(recomputes: bool) -> None:
     settings = DistributionSettings(activation_checkpointing=recomputes)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model = build()
     compiled = copy.deepcopy(model)
     expected = gradients(model, settings)
     found = gradients(compiled, settings, compiles=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it did compile
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)

@@ -10,21 +10,9 @@ from modernbert.errors import ConfigError
 from modernbert.model.config import EncoderConfig
 from modernbert.train.memory import StepSetup, training_memory
 from modernbert.train.planner import Machines, fitting_row, plan_phase, training_flops
-from tests.train.phases import phase
+from tests.train.phases import BILLION, phase
+from tests.train.phases import PRETRAINING as PRETRAIN
 
-BILLION = 10**9
-
-
-PRETRAIN = phase(
-    name="pretrain",
-    tokens=1719 * BILLION,
-    sequence_length=1024,
-    batch_tokens=4608 * 1024,
-    learning_rate=8e-4,
-    warmup_tokens=3 * BILLION,
-    batch_warmup_start=768 * 1024,
-    batch_warmup_tokens=50 * BILLION,
-)
 LONG = phase(
     name="extend",
     tokens=250 * BILLION,

@@ -10,21 +10,9 @@ import pytest
 from modernbert import config
 from modernbert.errors import ConfigError
 from modernbert.train.schedule import Clock, Phase, Schedule
-from tests.train.phases import phase
+from tests.train.phases import BILLION, phase
+from tests.train.phases import PRETRAINING as BASE
 
-BILLION = 10**9
-
-
-BASE = phase(
-    name="pretrain",
-    tokens=1719 * BILLION,
-    sequence_length=1024,
-    batch_tokens=4608 * 1024,
-    learning_rate=8e-4,
-    warmup_tokens=3 * BILLION,
-    batch_warmup_start=768 * 1024,
-    batch_warmup_tokens=50 * BILLION,
-)
 LARGE = replace(
     BASE,
     batch_tokens=4928 * 1024,
