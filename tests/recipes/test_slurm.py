@@ -15,7 +15,7 @@ def write_command(folder: Path, name: str, body: str) -> None:
 
 
 def test_it_starts_one_torchrun_a_machine(tmp_path: Path) -> None:
-    write_command(tmp_path, "scontrol", "echo node7; echo node8")
+    write_command(tmp_path, "scontrol", "echo node7; seq -f node%g 8 20000")
     write_command(tmp_path, "srun", '"$@"')
     write_command(tmp_path, "torchrun", 'printf "%s\\n" "$@" "grace $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"')
     job = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "42"}
