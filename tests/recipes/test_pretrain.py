@@ -36,8 +36,8 @@ from modernbert.errors import (
 from modernbert.layout import pack
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.recipes import pretrain as recipe
-from modernbert.recipes.prepare import hold
 from modernbert.recipes.pretrain import PretrainResult, pretrain
+from modernbert.recipes.run_folder import hold
 from modernbert.recipes.settings import PretrainRun, read_run
 from modernbert.recipes.validation import Findings, Validation
 from modernbert.train.loop import Evaluation, StepReport, train

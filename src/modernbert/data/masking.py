@@ -59,6 +59,14 @@ class MaskingVocabulary(Protocol):
     def ordinary_ids(self) -> NDArray[np.integer]: ...
 
 
+class MaskedModel(Protocol):
+    """What a masked batch needs of a model: see `ModernBertForMaskedLM.loss`."""
+
+    def loss(
+        self, input_ids: Tensor, layout: SequenceLayout, masked_positions: Tensor, labels: Tensor, /
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 class Masker:
     """Chooses the tokens to predict and disguises them.
 
@@ -138,6 +146,15 @@ class MaskedBatch:
     @property
     def num_masked(self) -> int:
         return len(self.labels)
+
+    @property
+    def weight(self) -> float:
+        """By what the sum of its loss counts in a mean: each masked token alike."""
+        return float(self.num_masked)
+
+    def loss(self, model: MaskedModel) -> tuple[Tensor, Tensor]:
+        """Let a model guess: its summed cross-entropy, and how many guesses are right."""
+        return model.loss(self.input_ids, self.layout.worked_out(), self.masked_positions, self.labels)
 
     def to(self, device: torch.device | str) -> MaskedBatch:
         """Return this batch on `device`; a GPU copies it while the host goes on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import shutil
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from modernbert import config, files, telemetry
+from modernbert import telemetry
 from modernbert.data.corpus import Document, TextUnit, find_files, read_documents, size_of
 from modernbert.data.remote import is_url
 from modernbert.data.shard_fetch import fetch_shards, has_shards
@@ -19,6 +18,7 @@ from modernbert.data.shards import TokenShards, WriteProgress, write_shards
 from modernbert.data.source import SourceSettings
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ConfigError
+from modernbert.recipes import run_folder
 from modernbert.recipes.settings import DataSettings, PretrainRun
 from modernbert.recipes.start import open_tokenizer
 from modernbert.recipes.supply import check_supply
@@ -36,51 +36,17 @@ _OTHER_TOKENS = re.compile(
 )
 
 
-@contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold a run's folder while the block runs, so that no second process trains into it.
-
-    Raises:
-        ConfigError: The folder is a file, or another process holds it.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"`folder` is `{folder}`, a file; it must be a folder or new; choose another name")
-    refusal = (
-        f"`folder` `{folder}` is in use by another process; one at a time may train there; wait for it, stop "
-        "it, or choose another folder"
-    )
-    with files.hold(folder, refusal):
-        yield
-
-
 def claim(folder: Path, run: PretrainRun, facts: dict[str, Any]) -> None:
     """Take a new folder for this run, or make sure that an old one holds the same run.
-
-    Until the first checkpoint nothing is learned: settings that turned out wrong may still be mended.
 
     Raises:
         ConfigError: The folder holds a run with other settings.
     """
-    path = folder / "run.yaml"
-    if path.exists():
-        changed = config.differences(config.load(path), config.to_tree(run))
-        bound = [line for line in changed if not _FREE_SETTINGS.match(line)]
-        if bound and _has_begun(folder):
-            raise ConfigError(
-                f"`{folder}` holds a run with other settings ({'; '.join(bound)}); to go on with it, "
-                "use the same settings; for a new run, choose another `folder`"
-            )
-        if bound:
-            log.info("no checkpoint yet: the run begins anew with %s", "; ".join(bound))
-        if not _has_begun(folder) and any(_OTHER_TOKENS.match(line) for line in changed):
-            for name in ("tokenizer", "shards"):  # of the old settings
-                shutil.rmtree(folder / name, ignore_errors=True)
-    files.write_text(path, config.dump(run))
-    files.write_json(folder / "facts.json", facts)
-
-
-def _has_begun(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("step-*"))
+    changed = run_folder.check_settings(folder, run, _FREE_SETTINGS)
+    if not run_folder.has_begun(folder) and any(_OTHER_TOKENS.match(line) for line in changed):
+        for name in ("tokenizer", "shards"):  # of the old settings
+            shutil.rmtree(folder / name, ignore_errors=True)
+    run_folder.write_settings(folder, run, facts)
 
 
 def prepare_tokenizer(run: PretrainRun, folder: Path) -> Tokenizer:
@@ -154,7 +120,7 @@ def prepare_shards(
     shards = {}
     for source in run.data.sources:
         # Once the run has begun, its own shards are its text: what they came from may move or go.
-        found = _find(folder, source, with_own=are_made or _has_begun(folder))
+        found = _find(folder, source, with_own=are_made or run_folder.has_begun(folder))
         if found is None:
             shards[source.name] = _make_shards(run, folder, tokenizer, source)
         else:

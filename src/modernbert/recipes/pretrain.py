@@ -20,7 +20,8 @@ from modernbert.errors import CheckpointError, DivergenceError, InputError
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.model.init import initialise
 from modernbert.recipes.metrics import RunMetrics
-from modernbert.recipes.prepare import claim, hold, prepare_shards, prepare_tokenizer
+from modernbert.recipes.prepare import claim, prepare_shards, prepare_tokenizer
+from modernbert.recipes.run_folder import hold
 from modernbert.recipes.settings import PretrainRun
 from modernbert.recipes.start import StartReport, begin
 from modernbert.recipes.supply import open_sources

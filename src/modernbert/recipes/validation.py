@@ -66,7 +66,7 @@ class Validation:
         phase: Phase,
         *,
         device: torch.device,
-        spread: Spread | None = None,
+        spread: Spread[ModernBertForMaskedLM] | None = None,
     ) -> Findings | None:
         """Measure the model on what a phase is validated on; None if nothing is held out.
 

@@ -116,7 +116,7 @@ class LengthProbe:
         *,
         device: torch.device,
         precision: Precision = "auto",
-        spread: Spread | None = None,
+        spread: Spread[ModernBertForMaskedLM] | None = None,
     ) -> list[LengthEvaluation]:
         """Measure the model at each length, shortest first; for the arguments see `train.loop.evaluate`."""
         judge = partial(evaluate, model, device=device, precision=precision, spread=spread)

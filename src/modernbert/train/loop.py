@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from modernbert.layout import SequenceLayout
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.runtime import Precision
 from modernbert.train.feed import StepBatch, stand_in
+from modernbert.train.gradients import step_gradients
 from modernbert.train.guard import Guard, GuardSettings
 from modernbert.train.optim import clip_gradients, follow_schedule
 from modernbert.train.parallel import Spread
@@ -73,7 +73,7 @@ def train(
     *,
     device: torch.device,
     precision: Precision = "auto",
-    spread: Spread | None = None,
+    spread: Spread[ModernBertForMaskedLM] | None = None,
     guard: Guard | None = None,
     seed: int | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
@@ -112,10 +112,10 @@ def train(
         step, arrived = batch.clock.step, time.perf_counter()
         on_stage(f"takes step {step}")
         _apply(batch.setting, model, optimizer)
-        loss, correct, gradient_norm, num_masked = _gradients(spread, batch, seed)
-        fault = judge.judge(loss, gradient_norm, batch.setting.phase_index)
+        found = step_gradients(spread, batch.rows, _dropout_seeds(batch, seed))
+        fault = judge.judge(found.loss, found.gradient_norm, batch.setting.phase_index)
         if fault is None:
-            clip_gradients(optimizer, gradient_norm)
+            clip_gradients(optimizer, found.gradient_norm)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if fault is not None and guard is None:
@@ -123,10 +123,10 @@ def train(
         ended = time.perf_counter()
         yield StepReport(
             batch=batch,
-            loss=loss,
-            accuracy=correct / max(num_masked, 1),
-            num_masked=num_masked,
-            gradient_norm=gradient_norm,
+            loss=found.loss,
+            accuracy=found.num_right / max(found.weight, 1),
+            num_masked=int(found.weight),
+            gradient_norm=found.gradient_norm,
             seconds=ended - began,
             wait_seconds=arrived - began,
             fault=fault,
@@ -140,7 +140,7 @@ def evaluate(
     *,
     device: torch.device,
     precision: Precision = "auto",
-    spread: Spread | None = None,
+    spread: Spread[ModernBertForMaskedLM] | None = None,
 ) -> Evaluation:
     """Measure masked loss and accuracy on fixed batches; the model's mode is left as it was.
 
@@ -207,22 +207,8 @@ def _apply(setting: Setting, model: ModernBertForMaskedLM, optimizer: Optimizer)
     follow_schedule(optimizer, setting)
 
 
-def _gradients(spread: Spread, batch: StepBatch, seed: int | None) -> tuple[float, float, float, int]:
-    """Compute a step's gradients; return its mean loss, right guesses, gradient's norm, masked tokens."""
-    spread.model.train()
-    device = spread.device
-    num_masked = torch.full((), float(sum(row.num_masked for row in batch.rows)), device=device)
-    # All ranks' now: it divides each row's loss. The host does not wait for it.
-    divisor = spread.ranks.add(num_masked.clone()).clamp(min=1)
-    total, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
-    for place, (row, number) in enumerate(zip(batch.rows, batch.row_numbers, strict=True), start=1):
-        if seed is not None:
-            torch.manual_seed(key_of("dropout", seed, batch.clock.step, number or 0))
-        with spread.micro_batch(is_last=place == len(batch.rows)):
-            row_loss, row_correct = spread.loss(row)
-            mean = row_loss / divisor
-            spread.backward(mean)
-        total, correct = total + mean.detach(), correct + row_correct
-    figures = torch.stack([total, correct.float(), spread.squared_gradient_norm(), num_masked])
-    loss, num_correct, square, masked = spread.ranks.add(figures).tolist()  # the step's only wait
-    return loss, num_correct, math.sqrt(square), int(masked)
+def _dropout_seeds(batch: StepBatch, seed: int | None) -> list[int | None]:
+    """Fix the dropout of each row by its step and number, whichever rank computes it."""
+    if seed is None:
+        return [None] * len(batch.rows)
+    return [key_of("dropout", seed, batch.clock.step, number or 0) for number in batch.row_numbers]

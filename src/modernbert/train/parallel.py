@@ -1,25 +1,25 @@
 """A model spread over the processes of a run: replicated (DDP), sharded (FSDP2), or both (hybrid).
 
-The loss of a micro-batch is handed in divided by the masked tokens of the whole step, so that the gradients
-of all rows on all ranks simply add up: each masked token weighs the same, whoever computes it.
+The loss of a micro-batch is handed in divided by the weight of the whole step (its masked tokens, say), so
+that the gradients of all rows on all ranks simply add up: each target weighs the same, whoever computes it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeGuard, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modernbert import runtime
-from modernbert.data.masking import MaskedBatch
 from modernbert.errors import ConfigError
-from modernbert.layout import SequenceLayout
-from modernbert.model.heads import ModernBertForMaskedLM
+from modernbert.model.checkpoint import Pretrained
+from modernbert.model.heads import encoder_of
 from modernbert.runtime import Precision
 from modernbert.train.dtensor import gather, local
 from modernbert.train.ranks import ALONE, Ranks
@@ -29,6 +29,21 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
 Strategy = Literal["ddp", "fsdp", "hybrid"]
+Model = TypeVar("Model", bound=Pretrained)
+
+
+class Row(Protocol):
+    """A micro-batch, which knows what to ask of a model."""
+
+    @property
+    def weight(self) -> float:
+        """What its summed loss is divided by, on its own."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return it on a device."""
+
+    def loss(self, model: Any) -> tuple[Tensor, Tensor]:
+        """Return its summed loss (fp32 scalar), and how much of it was right (int64 scalar)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +75,7 @@ class DistributionSettings:
             raise ConfigError(f"`timeout_seconds` is {self.timeout_seconds}; it must be above 0")
 
 
-class Spread:
+class Spread(Generic[Model]):
     """A model on this process as a part of the model on all of them.
 
     It changes the model in place: build the optimizer after it.
@@ -72,6 +87,8 @@ class Spread:
         compiles: Whether to compile the layers.
         device: Where this process computes.
         precision: Of forward and backward.
+        empty: Makes a model on the meta device whose parameters have the same names; None: its class does, from
+            its configuration.
 
     Attributes:
         model: The same model, its parameters perhaps shards.
@@ -83,25 +100,28 @@ class Spread:
 
     def __init__(
         self,
-        model: ModernBertForMaskedLM,
+        model: Model,
         *,
         device: torch.device,
         precision: Precision = "auto",
         ranks: Ranks = ALONE,
         settings: DistributionSettings | None = None,
         compiles: bool = False,
+        empty: Callable[[], Model] | None = None,
     ) -> None:
         self.model = model
         self.ranks = ranks
         self.device = device
         self._precision = precision
+        self._empty = empty or partial(_empty, model)
         self._num_replicas = ranks.size
         self._replica: DistributedDataParallel | None = None
+        encoder = encoder_of(model)
         if compiles:
-            model.model.compile_layers()
+            encoder.compile_layers()
         if settings is None:
             return
-        model.model.recomputes_layers = settings.activation_checkpointing
+        encoder.recomputes_layers = settings.activation_checkpointing
         if ranks.size == 1:
             return
         if settings.strategy == "ddp":
@@ -111,20 +131,13 @@ class Spread:
             self._num_replicas = mesh.size(0) if mesh.ndim == 2 else 1
             _shard(model, mesh, runtime.uses_bf16(device, precision))
 
-    def loss(self, row: MaskedBatch) -> tuple[Tensor, Tensor]:
-        """Return the summed cross-entropy of a row, on any device, and its right guesses: see the model's."""
+    def loss(self, row: Row) -> tuple[Tensor, Tensor]:
+        """Return the summed loss of a row, on any device, and how much of it was right."""
         on_device = row.to(self.device)
-        compute = self._replica if self._replica and torch.is_grad_enabled() else self.model.loss
         with runtime.autocast(self.device, self._precision):
-            return cast(
-                tuple[Tensor, Tensor],
-                compute(
-                    on_device.input_ids,
-                    on_device.layout.worked_out(),
-                    on_device.masked_positions,
-                    on_device.labels,
-                ),
-            )
+            if self._replica and torch.is_grad_enabled():
+                return cast(tuple[Tensor, Tensor], self._replica(on_device))
+            return on_device.loss(self.model)
 
     def backward(self, mean: Tensor) -> None:
         """Add to the gradients those of a share of the step's mean loss.
@@ -159,7 +172,7 @@ class Spread:
             if _is_sharded(part):
                 part.reshard()
 
-    def gathered(self) -> ModernBertForMaskedLM | None:
+    def gathered(self) -> Model | None:
         """Return the whole model, a copy on the CPU, on the first rank; all ranks must call it.
 
         A model that is alone is whole as it is.
@@ -174,24 +187,26 @@ class Spread:
                 whole[name] = one.to("cpu", copy=True)
         if not whole:
             return None
-        with torch.device("meta"):
-            copy = ModernBertForMaskedLM(self.model.config)
+        copy = self._empty()
         copy.load_state_dict(whole, assign=True)
         copy.tie_weights()
         return copy
 
 
-class _Loss(nn.Module):
-    """The model's loss as a forward pass, which is what DDP wraps."""
+def _empty(model: Model) -> Model:
+    with torch.device("meta"):
+        return type(model)(model.config)
 
-    def __init__(self, model: ModernBertForMaskedLM) -> None:
+
+class _Loss(nn.Module):
+    """A row's loss as a forward pass, which is what DDP wraps."""
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(
-        self, input_ids: Tensor, layout: SequenceLayout, masked_positions: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return self.model.loss(input_ids, layout, masked_positions, labels)
+    def forward(self, row: Row) -> tuple[Tensor, Tensor]:
+        return row.loss(self.model)
 
 
 def _is_sharded(model: nn.Module) -> TypeGuard[FSDPModule]:
@@ -216,7 +231,7 @@ def _mesh(ranks: Ranks, settings: DistributionSettings, device: torch.device) ->
     return init_device_mesh(device.type, (ranks.size // group, group), mesh_dim_names=("replicate", "shard"))
 
 
-def _shard(model: ModernBertForMaskedLM, mesh: DeviceMesh, is_bf16: bool) -> None:
+def _shard(model: Pretrained, mesh: DeviceMesh, is_bf16: bool) -> None:
     """Shard each layer, and the rest with the whole model.
 
     Under bf16 the matrices travel in bf16, which is what autocast would make of them anyway; norms,
@@ -227,9 +242,10 @@ def _shard(model: ModernBertForMaskedLM, mesh: DeviceMesh, is_bf16: bool) -> Non
     policy = MixedPrecisionPolicy()
     if is_bf16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for block in model.model.layers:
+    for block in encoder_of(model).layers:
         # A list is one group: its weights travel together.
         parts = [block.get_submodule("attn"), block.get_submodule("mlp")] if is_bf16 else [block]
         fully_shard(parts, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "loss")
+    if hasattr(model, "loss"):
+        register_fsdp_forward_method(model, "loss")
