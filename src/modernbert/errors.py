@@ -37,7 +37,10 @@ class DivergenceError(ModernBertError, ArithmeticError):
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return `; did you mean `x`?` for the nearest of `choices`, or their list if none is near."""
     known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
-    if near:
-        return f"; did you mean `{near[0]}`?"
-    return f"; it must be one of: {', '.join(known)}"
+    near = nearest(name, known)
+    return f"; it must be one of: {', '.join(known)}" if near is None else f"; did you mean `{near}`?"
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the one of `choices` that `name` may have been meant for; None if none is near."""
+    return next(iter(difflib.get_close_matches(name, sorted(choices), n=1, cutoff=0.65)), None)

@@ -177,7 +177,7 @@ def _read_json_lines(path: Path | RemoteFile, text_key: str, limit: int) -> Iter
 
 
 def _text_of(line: str, text_key: str, origin: str) -> str:
-    return _checked(read_object(line, text_key, origin)[text_key], text_key, origin)
+    return check_text(read_object(line, text_key, origin)[text_key], text_key, origin)
 
 
 def read_object(line: str, text_key: str, origin: str) -> dict[str, Any]:
@@ -185,6 +185,26 @@ def read_object(line: str, text_key: str, origin: str) -> dict[str, Any]:
 
     Raises:
         InputError: It is not JSON, no object, or lacks the key. The message names `origin`.
+    """
+    record = parse_object(line, text_key, origin)
+    if text_key not in record:
+        hint = did_you_mean(text_key, record) if record else "; the object is empty"
+        raise InputError(
+            f"`{origin}` has no key `{text_key}`{hint}; set `text_key` to the one that holds the text"
+        )
+    return record
+
+
+def parse_object(line: str, example_key: str, origin: str) -> dict[str, Any]:
+    """Read a line of JSON, an object.
+
+    Args:
+        line: What stands there.
+        example_key: A key that such an object may have, for messages.
+        origin: Where it stands.
+
+    Raises:
+        InputError: It is not JSON, or no object. The message names `origin`.
     """
     try:
         record = json.loads(line)
@@ -194,17 +214,17 @@ def read_object(line: str, text_key: str, origin: str) -> dict[str, Any]:
         ) from None
     if not isinstance(record, dict):
         raise InputError(
-            f'`{origin}` holds {line.strip()[:40]}; each line must be a JSON object: {{"{text_key}": …}}'
-        )
-    if text_key not in record:
-        hint = did_you_mean(text_key, record) if record else "; the object is empty"
-        raise InputError(
-            f"`{origin}` has no key `{text_key}`{hint}; set `text_key` to the one that holds the text"
+            f'`{origin}` holds {line.strip()[:40]}; each line must be a JSON object: {{"{example_key}": …}}'
         )
     return record
 
 
-def _checked(text: object, text_key: str, origin: str) -> str:
+def check_text(text: object, text_key: str, origin: str) -> str:
+    """Return `text`, of the column or key `text_key`, having made sure that it is whole text.
+
+    Raises:
+        InputError: It is no string, or has half a surrogate pair. The message names `origin`.
+    """
     if not isinstance(text, str):
         raise InputError(
             f"`{origin}`: `{text_key}` is {repr(text)[:40]}; it must be a string; mend or remove it"
@@ -223,7 +243,7 @@ def _checked(text: object, text_key: str, origin: str) -> str:
 def _read_hub(part: HubPart, text_key: str, limit: int) -> Iterator[Document]:
     for row, value in enumerate(part.values(text_key), 1):
         origin = f"{part}:{row}"
-        yield Document(_within(_checked(value, text_key, origin), origin, limit), origin, 0)
+        yield Document(_within(check_text(value, text_key, origin), origin, limit), origin, 0)
 
 
 def _read_parquet(path: Path | RemoteFile, text_key: str, limit: int) -> Iterator[Document]:
@@ -245,7 +265,7 @@ def _read_parquet(path: Path | RemoteFile, text_key: str, limit: int) -> Iterato
                 for value in batch.column(0).to_pylist():
                     row += 1
                     origin = f"{path}:{row}"
-                    text = _within(_checked(value, text_key, origin), origin, limit)
+                    text = _within(check_text(value, text_key, origin), origin, limit)
                     yield Document(text, origin, file_bytes * row // file.metadata.num_rows)
     except InputError:
         raise

@@ -122,20 +122,32 @@ class HubPart:
         Raises:
             InputError: There is no such column, or the hub could not be read.
         """
+        for row in self.rows(column):
+            _check_column(self, column, row)
+            yield row[column]
+
+    def rows(self, column: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the rows, with all columns or with one alone.
+
+        Raises:
+            InputError: There is no such column, as far as is known at once, or the hub could not be read.
+        """
         _, stream = _hub_stream(self.url)
         part = stream.shard(num_shards=stream.num_shards, index=self.number)
         columns = stream.column_names  # None where only the rows would tell
-        if columns is not None:
+        if column is not None and columns is not None:
             _check_column(self, column, columns)
             part = part.select_columns([column])
         try:
-            for row in part:
-                _check_column(self, column, row)
-                yield row[column]
-        except InputError:
-            raise
+            yield from part
         except (OSError, ValueError) as error:  # the latter of what is damaged
             raise unreachable(str(self), error) from error
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """What `datasets` knows of the columns, as it writes it down; nothing where only the rows tell."""
+        features = _hub_stream(self.url)[1].features
+        return {} if features is None else dict(features.to_dict())
 
     def __str__(self) -> str:
         return f"{self.url}#{self.number}"

@@ -1,0 +1,277 @@
+"""Which column of a table is what: given by the user, else guessed from the names that the field uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+from modernbert.errors import InputError, nearest
+
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("sentence_1", "sentence_2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_1", "text_2"),
+    ("text_a", "text_b"),
+    ("sentence_a", "sentence_b"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("question", "answer"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("text", "text_pair"),
+)
+_TEXTS = (
+    *("text", "sentence", "review", "review_text", "content", "document", "utterance", "tweet", "comment"),
+    *("comment_text", "body", "message", "description", "passage", "question", "query", "title", "input"),
+)
+_LABELS = (
+    *("label", "labels", "category", "categories", "class", "target", "score", "similarity"),
+    *("similarity_score", "sentiment", "intent", "topic", "emotion", "rating", "stars", "gold_label"),
+    *("is_duplicate", "relevance", "answer"),
+)
+_WORDS = ("tokens", "words", "token", "word")
+_TAGS = ("tags", "ner_tags", "labels", "ner", "pos_tags", "label", "tag")
+_SPANS = ("spans", "entities", "annotations", "labels", "label")
+_QUESTIONS = ("question", "query")
+_CONTEXTS = ("context", "passage", "paragraph", "document", "article", "text")
+_ANSWERS = ("answers", "answer", "answer_text")
+_PROMPTS = (
+    *("question", "prompt", "question_stem", "query", "startphrase", "sent1", "ctx", "goal", "text"),
+    *("sentence", "premise"),
+)
+_GROUNDS = ("context", "support", "passage", "paragraph", "article", "premise")
+_CHOICES = ("choices", "options", "endings", "answers", "candidates")
+_RIGHT_CHOICES = (
+    *("label", "labels", "answerkey", "answer_key", "answer", "answer_idx", "answer_index", "gold"),
+    *("gold_label", "target", "correct", "correct_answer"),
+)
+_IDS = ("id", "qid", "question_id", "idx", "guid", "uid")
+
+_RIGHT_ANSWER = "correct_answer"
+_WRONG_ANSWER = re.compile(r"(distractor|incorrect_answer|wrong_answer)_?(\d+)")
+_NUMBERED_CHOICE = re.compile(r"(choice|ending|option|answer|alternative|sol|)_?(\d+|[a-h])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column is what. None: to be guessed, or there is none.
+
+    Attributes:
+        text: The text, or the first of a pair.
+        text_pair: The second of a pair.
+        label: What is to be predicted: a class, several or a number; of choices, which is right.
+        words: Lists of words.
+        tags: Lists of tags, one a word.
+        spans: Lists of places in the text, each with its label.
+        question: What is asked; of choices, what they follow.
+        context: Where the answer stands; of choices, what stands before the question.
+        answers: The answers and their places.
+        choices: Lists of choices; or several columns, separated by commas, each with one.
+        id: The name of an example.
+    """
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    words: str | None = None
+    tags: str | None = None
+    spans: str | None = None
+    question: str | None = None
+    context: str | None = None
+    answers: str | None = None
+    choices: str | None = None
+    id: str | None = None
+
+    def summary(self) -> str:
+        """Say which column is what: `text: sentence1, text_pair: sentence2, label: label`."""
+        roles = {it.name: getattr(self, it.name) for it in fields(self)}
+        return ", ".join(f"{role}: {name}" for role, name in roles.items() if name is not None)
+
+
+def text_columns(names: Sequence[str], given: Columns, *, origin: str, labelled: bool = True) -> Columns:
+    """Find text, text pair and label.
+
+    A pair is guessed only if neither text is given.
+
+    Args:
+        names: The columns that there are.
+        given: Those that the user names; the others are guessed.
+        origin: The file, for messages.
+        labelled: Whether there must be a label.
+
+    Raises:
+        InputError: A given column is missing, or one that is needed cannot be guessed.
+    """
+    look = _Look(names, given, ("text", "text_pair", "label", "id"), origin)
+    text, text_pair = given.text, given.text_pair
+    if text is None and text_pair is None:
+        text, text_pair = look.pair()
+    if text is None:
+        text = look.find("text", [a for a, b in _PAIRS if b == _form(text_pair or "")])
+    text = text or look.find("text", _TEXTS)
+    label = look.find("label", _LABELS)
+    look.find("id", _IDS)
+    text = text or look.only_one_left() or look.need("text", _TEXTS)
+    if labelled:
+        label = label or look.need("label", _LABELS)
+    return Columns(text=text, text_pair=text_pair, label=label, id=look.found("id"))
+
+
+def tag_columns(names: Sequence[str], given: Columns, *, origin: str) -> Columns:
+    """Find words and their tags, or, where there are no words, text and spans. See `text_columns`.
+
+    Raises:
+        InputError: A given column is missing, or one that is needed cannot be guessed.
+    """
+    look = _Look(names, given, ("words", "tags", "text", "spans"), origin)
+    by_spans = given.spans is not None or given.text is not None
+    words = None if by_spans else look.find("words", _WORDS)
+    if words is not None:
+        return Columns(words=words, tags=look.need("tags", _TAGS))
+    text = look.find("text", _TEXTS)
+    if text is None:
+        look.need("words", _WORDS)
+    return Columns(text=text, spans=look.need("spans", _SPANS))
+
+
+def answer_columns(names: Sequence[str], given: Columns, *, origin: str, labelled: bool = True) -> Columns:
+    """Find question, context, answers and id. See `text_columns`.
+
+    Raises:
+        InputError: A given column is missing, or one that is needed cannot be guessed.
+    """
+    look = _Look(names, given, ("question", "context", "answers", "id"), origin)
+    return Columns(
+        question=look.need("question", _QUESTIONS),
+        context=look.need("context", _CONTEXTS),
+        answers=look.need("answers", _ANSWERS) if labelled else look.find("answers", _ANSWERS),
+        id=look.find("id", _IDS),
+    )
+
+
+def choice_columns(names: Sequence[str], given: Columns, *, origin: str, labelled: bool = True) -> Columns:
+    """Find question, what stands before it, choices and which is right. See `text_columns`.
+
+    Choices are one column with lists, or several with one each. If the label is one of these, the right
+    choice stands there.
+
+    Raises:
+        InputError: A given column is missing, or one that is needed cannot be guessed.
+    """
+    look = _Look(names, given, ("question", "context", "label"), origin)
+    label = given.label
+    choices = given.choices
+    if choices is None:
+        choices, right = _guess_choices(names)
+        label = label or right
+    if choices is None:
+        raise look.missing("choices", _CHOICES)
+    for name in split_names(choices, names):
+        look.check("choices", name)
+        look.take(name)
+    question = look.need("question", _PROMPTS)
+    if label is None:
+        label = look.need("label", _RIGHT_CHOICES) if labelled else look.find("label", _RIGHT_CHOICES)
+    return Columns(question=question, context=look.find("context", _GROUNDS), choices=choices, label=label)
+
+
+def split_names(choices: str, names: Iterable[str]) -> list[str]:
+    """Return the columns that `Columns.choices` names."""
+    return [choices] if choices in names else [name.strip() for name in choices.split(",")]
+
+
+def _guess_choices(names: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return the columns of choices, and the one in which the right choice stands if one does."""
+    forms = {_form(name): name for name in names}
+    wrong = [forms[form] for form in sorted(forms) if _WRONG_ANSWER.fullmatch(form)]
+    if wrong and _RIGHT_ANSWER in forms:
+        return ",".join([forms[_RIGHT_ANSWER], *wrong]), forms[_RIGHT_ANSWER]
+    for form in _CHOICES:
+        if form in forms:
+            return forms[form], None
+    stems: dict[str, list[tuple[int, str, str]]] = {}
+    for form, name in forms.items():
+        if match := _NUMBERED_CHOICE.fullmatch(form):
+            number = int(match[2]) if match[2].isdecimal() else 0
+            stems.setdefault(match[1], []).append((number, match[2], name))
+    for found in stems.values():
+        if len(found) > 1:
+            return ",".join(name for *_, name in sorted(found)), None
+    return None, None
+
+
+class _Look:
+    """Looks for columns; each is taken once."""
+
+    def __init__(self, names: Sequence[str], given: Columns, roles: Sequence[str], origin: str) -> None:
+        self.names = names
+        self.origin = origin
+        self.columns = replace(given, **{it.name: None for it in fields(given) if it.name not in roles})
+        self.forms = {_form(name): name for name in reversed(names)}
+        for role in roles:
+            if (name := self.found(role)) is not None:
+                self.check(role, name)
+                self.take(name)
+
+    def found(self, role: str) -> str | None:
+        name: str | None = getattr(self.columns, role)
+        return name
+
+    def find(self, role: str, candidates: Iterable[str]) -> str | None:
+        """Return the column that is given, or the first candidate that is there and not taken."""
+        if (name := self.found(role)) is not None:
+            return name
+        for candidate in candidates:
+            if candidate in self.forms:
+                name = self.forms[candidate]
+                self.take(name)
+                self.columns = replace(self.columns, **{role: name})
+                return name
+        return None
+
+    def need(self, role: str, candidates: Sequence[str]) -> str:
+        if (name := self.find(role, candidates)) is None:
+            raise self.missing(role, candidates)
+        return name
+
+    def pair(self) -> tuple[str | None, str | None]:
+        """Return the first of `_PAIRS` that is there."""
+        for first, second in _PAIRS:
+            if first in self.forms and second in self.forms:
+                return self.find("text", [first]), self.find("text_pair", [second])
+        return None, None
+
+    def only_one_left(self) -> str | None:
+        left = [name for name in self.forms.values() if name]
+        return left[0] if len(left) == 1 else None
+
+    def take(self, name: str) -> None:
+        self.forms.pop(_form(name), None)
+
+    def check(self, role: str, name: str) -> None:
+        if name not in self.names:
+            near = nearest(name, self.names)
+            hint = f"; did you mean `{near}`?" if near is not None else ""
+            raise InputError(
+                f"`{self.origin}` has no column `{name}`{hint}; it has {self._listed()}; set "
+                f"`columns.{role}` to one of them"
+            )
+
+    def missing(self, role: str, candidates: Sequence[str]) -> InputError:
+        return InputError(
+            f"`{self.origin}` has no column whose name tells that it is `{role}` "
+            f"({', '.join(candidates[:4])} …); it has {self._listed()}; set `columns.{role}` to one of "
+            "them, or name the columns in the file's first line if it does not"
+        )
+
+    def _listed(self) -> str:
+        return ", ".join(f"`{name}`" for name in self.names)
+
+
+def _form(name: str) -> str:
+    """Return a name as the guesses have it."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
