@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 COLOURS = ("#2a78d6", "#d9541e", "#12916a", "#8a4fd0", "#c78a00", "#d6478f", "#0e8fb0", "#6b6a66")
 LINES = ("-", "--", ":")
-INK, QUIET, HAIRLINE, BAND = "#1d1c1a", "#6b6a66", "#e4e2dc", "#f1efe9"
+INK, QUIET, HAIRLINE, BAND, AXIS, PAPER = "#1d1c1a", "#6b6a66", "#e4e2dc", "#f1efe9", "#b9b6ae", "#ffffff"
+THEME = {INK: "ink", QUIET: "quiet", HAIRLINE: "line", BAND: "band", AXIS: "axis", PAPER: "card"}
+"""What the page calls these colours, so that it can set others in the dark."""
 POINTS = 400
 """Of a line at most: no screen shows more, and a page stays small."""
 
@@ -27,7 +29,7 @@ STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "text.color": INK,
-    "axes.edgecolor": "#b9b6ae",
+    "axes.edgecolor": AXIS,
     "axes.linewidth": 0.8,
     "axes.labelcolor": QUIET,
     "axes.spines.top": False,
@@ -83,6 +85,15 @@ def as_svg(figure: Figure) -> str:
         r'(<svg [^>]*?) width="[^"]*"|(<svg [^>]*?) height="[^"]*"', r"\1\2", svg[svg.index("<svg ") :]
     )
     return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+
+
+def follow_theme(svg: str) -> str:
+    """Let the colours of ink, lines and paper be those of the page that the picture stands in."""
+    return re.sub(
+        r"\b(fill|stroke): (#[0-9a-f]{6})\b",
+        lambda found: f"{found[1]}: var(--{THEME[found[2]]}, {found[2]})" if found[2] in THEME else found[0],
+        svg,
+    )
 
 
 def check_drawing() -> None:

@@ -104,13 +104,13 @@ def read_history(folder: Path, name: str | None = None) -> History:
         InputError: The folder holds no record of a step, or something else in its place.
     """
     path = folder / "metrics.jsonl"
-    records = _read_records(path)
+    records = read_records(path)
     measured = _without_undone(record for record in records if record["event"] in MEASURED)
     steps = [record for record in measured if record["event"] == "step"]
     if not steps:
         raise InputError(f"`{path}` holds no step yet; there must be one to draw; wait for the run's first")
     columns = {
-        key: np.array([_number(record.get(key)) for record in steps], dtype=np.float64) for key in COLUMNS
+        key: np.array([number(record.get(key)) for record in steps], dtype=np.float64) for key in COLUMNS
     }
     run_file, facts = folder / "run.yaml", folder / "facts.json"
     return History(
@@ -136,8 +136,16 @@ def read_histories(folders: Sequence[Path]) -> list[History]:
     return [read_history(folder, name) for folder, name in zip(folders, shown)]
 
 
-def _read_records(path: Path) -> list[Record]:
-    """Read the records, but for a last one that is being written."""
+def read_records(path: Path, keys: Sequence[str] = ("event", "tokens")) -> list[Record]:
+    """Read the records of a run, but for a last one that is being written.
+
+    Args:
+        path: The file, a JSON object a line.
+        keys: What each record must have.
+
+    Raises:
+        InputError: The file cannot be read, or holds something else.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError as error:
@@ -146,19 +154,20 @@ def _read_records(path: Path) -> list[Record]:
             "give the folder of one"
         ) from None
     return [
-        _parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.endswith("\n")
+        _parse(line, keys, f"{path}:{row}") for row, line in enumerate(lines, start=1) if line.endswith("\n")
     ]
 
 
-def _parse(line: str, where: str) -> Record:
+def _parse(line: str, keys: Sequence[str], where: str) -> Record:
     try:
         record = json.loads(line)
     except ValueError:
         record = None
-    if not isinstance(record, dict) or not {"event", "tokens"} <= record.keys():
+    if not isinstance(record, dict) or not set(keys) <= record.keys():
+        wanted = " and ".join(f"`{key}`" for key in keys)
         raise InputError(
             f"`{where}` is not a record of a run: {line.strip()[:60]!r}; it must be a JSON object with "
-            "`event` and `tokens`; remove that line"
+            f"{wanted}; remove that line"
         )
     return record
 
@@ -176,7 +185,8 @@ def _without_undone(records: Iterable[Record]) -> list[Record]:
     return kept
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """Return a number of a record; NaN where there is none."""
     return float("nan") if value is None else float(value)
 
 

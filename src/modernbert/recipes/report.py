@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib.resources import files as package_files
 from pathlib import Path
-from string import Template
 
 import numpy as np
 
-from modernbert import config, files
+from modernbert import files
+from modernbert.recipes import page
 from modernbert.recipes.charts import (
     Plot,
     charts_of,
@@ -22,7 +20,6 @@ from modernbert.recipes.charts import (
 from modernbert.recipes.drawing import COLOURS
 from modernbert.recipes.history import History, read_histories
 from modernbert.recipes.run_tables import (
-    NOTHING,
     Row,
     difference_rows,
     duration,
@@ -32,9 +29,6 @@ from modernbert.recipes.run_tables import (
     source_rows,
 )
 from modernbert.telemetry import human
-
-PROSE = ("what", "setting")
-"""Columns that hold sentences, not figures."""
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None) -> tuple[Path, Path]:
@@ -56,10 +50,10 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> tuple[P
     output = output or folders[0] / "report"
     if output.suffix in (".html", ".png"):
         output = output.with_suffix("")
-    page, picture = (output.with_name(f"{output.name}.{kind}") for kind in ("html", "png"))
+    html, picture = (output.with_name(f"{output.name}.{kind}") for kind in ("html", "png"))
     draw_picture(histories, picture)
-    files.write_text(page, render_page(histories))
-    return page, picture
+    files.write_text(html, render_page(histories))
+    return html, picture
 
 
 def render_page(histories: Sequence[History]) -> str:
@@ -68,7 +62,6 @@ def render_page(histories: Sequence[History]) -> str:
     Raises:
         BackendError: matplotlib is not installed.
     """
-    template = (package_files("modernbert.recipes") / "report.html").read_text(encoding="utf-8")
     names = ", ".join(history.name for history in histories)
     tables = [
         _tables("Phases", histories, phase_rows),
@@ -76,13 +69,15 @@ def render_page(histories: Sequence[History]) -> str:
         _tables("Held-out text at several lengths", histories, length_rows),
         _tables("Events", histories, event_rows),
     ]
-    if len(histories) > 1:
-        rows = difference_rows(histories)
-        tables.insert(0, _section(f"What differs from {histories[0].name}", _table("", rows)) if rows else "")
-    return Template(template).substitute(
-        title=escape(f"Pretraining: {names}"),
-        subtitle=escape(_subtitle(histories)),
-        body="\n".join([_runs(histories), _charts(histories), *tables, *map(_details, histories)]),
+    if len(histories) > 1 and (rows := difference_rows(histories)):
+        tables.insert(0, page.section(f"What differs from {histories[0].name}", page.table("", rows)))
+    return page.render(
+        f"Pretraining: {names}",
+        _subtitle(histories),
+        _runs(histories),
+        _charts(histories),
+        *tables,
+        *map(_details, histories),
     )
 
 
@@ -125,17 +120,13 @@ def _run(history: History, colour: str) -> str:
         figures |= {"held-out loss": f"{last['loss']:.3f}", "held-out accuracy": f"{last['accuracy']:.1%}"}
     if seconds:
         figures["tokens a second"] = human((tokens - history.spans[0].start_tokens) / seconds)
-    shown = "".join(
-        f'<div class="figure"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-        for name, value in figures.items()
-    )
     share = min(tokens / planned, 1.0) if planned else 1.0
     state = f"{share:.0%} of {human(planned)} tokens" if planned else ""
     if share < 1 and np.isfinite(left := columns["seconds_left"][-1]):
         state += f", {duration(left)} to go"
     return (
         f'<div class="card run"><h3><i class="swatch" style="background:{colour}"></i>{escape(history.name)}'
-        f'<span class="quiet">{escape(state)}</span></h3><div class="figures">{shown}</div>'
+        f'<span class="quiet">{escape(state)}</span></h3>{page.figures(figures)}'
         f'<div class="bar"><i style="width:{share:.1%};background:{colour}"></i></div></div>'
     )
 
@@ -145,67 +136,38 @@ def _charts(histories: Sequence[History]) -> str:
     for chart in charts_of(histories):
         is_wide = chart.key == "loss"
         plot = draw_svg(chart, histories, *((11.4, 4.2) if is_wide else (5.6, 2.6)))
-        cards.append(_card(chart.title, chart.note, plot.svg, is_wide, _hover(plot, histories)))
+        cards.append(page.chart(chart.title, chart.note, plot.svg, is_wide, _hover(plot, histories)))
     if svg := draw_lengths(histories, 5.6, 2.6):
         note = "pseudo-perplexity of the same held-out text, seen at each length"
-        cards.insert(2, _card("Context", note, svg))
-    return f'<div class="charts">{"".join(cards)}</div>'
-
-
-def _card(title: str, note: str, svg: str, is_wide: bool = False, hover: str = "") -> str:
-    data = f' data-lines="{escape(hover)}"' if hover else ""
-    return (
-        f'<figure class="card chart{" wide" if is_wide else ""}"><figcaption><h3>{escape(title)}</h3>'
-        f'<p class="quiet">{escape(note)}</p></figcaption><div class="plot"{data}>{svg}</div></figure>'
-    )
+        cards.insert(2, page.chart("Context", note, svg))
+    return page.charts(*cards)
 
 
 def _hover(plot: Plot, histories: Sequence[History]) -> str:
     """Give the page the values that it shows under the pointer."""
     lines = [
-        {
-            "name": history.name,
-            "colour": COLOURS[index % len(COLOURS)],
-            "tokens": [round(tokens) for tokens in line.tokens.tolist()],
-            "values": [plot.chart.unit(value) for value in line.mean.tolist()],
-        }
+        page.HoverLine(
+            history.name,
+            COLOURS[index % len(COLOURS)],
+            [round(tokens) for tokens in line.tokens.tolist()],
+            [plot.chart.unit(value) for value in line.mean.tolist()],
+        )
         for index, (history, line) in enumerate(zip(histories, plot.lines))
     ]
-    return json.dumps({"box": plot.box, "tokens": plot.tokens, "lines": lines}, separators=(",", ":"))
+    return page.hover(plot.box, plot.tokens, lines)
 
 
 def _tables(title: str, histories: Sequence[History], rows_of: Callable[[History], list[Row]]) -> str:
     """Put one table a run under a heading; nothing if no run has a row."""
     tables = [
-        _table(history.name if len(histories) > 1 else "", rows)
+        page.table(history.name if len(histories) > 1 else "", rows)
         for history in histories
         if (rows := rows_of(history))
     ]
-    return _section(title, *tables) if tables else ""
-
-
-def _section(title: str, *cards: str) -> str:
-    return f'<h2>{escape(title)}</h2><div class="tables">{"".join(cards)}</div>'
-
-
-def _table(caption: str, rows: Sequence[Row]) -> str:
-    """Write rows of equal keys, without columns in which nothing stands."""
-    names = [name for name in rows[0] if any(row[name] not in ("", NOTHING) for row in rows)]
-    kinds = {name: ' class="text"' if name in PROSE else "" for name in names}
-    head = "".join(f"<th{kinds[name]}>{escape(name)}</th>" for name in names)
-    body = "".join(
-        f"<tr>{''.join(f'<td{kinds[name]}>{escape(row[name])}</td>' for name in names)}</tr>" for row in rows
-    )
-    shown = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="card scroll"><table>{shown}<tr>{head}</tr>{body}</table></div>'
+    return page.section(title, *tables) if tables else ""
 
 
 def _details(history: History) -> str:
     """Show the settings and the machine, folded."""
     parts = {"settings": history.settings, "machine": history.facts}
-    return "".join(
-        f'<details class="card"><summary>{escape(f"{history.name}: {name}")}</summary>'
-        f"<pre>{escape(config.dump(tree))}</pre></details>"
-        for name, tree in parts.items()
-        if tree
-    )
+    return "".join(page.details(f"{history.name}: {name}", tree) for name, tree in parts.items() if tree)

@@ -1,0 +1,1 @@
+"""Fine-tuning: a checkpoint and a file of examples become a model, with a report that one can trust."""
