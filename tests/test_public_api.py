@@ -24,6 +24,7 @@ EXTRAS = (
     "scipy",
     "seqeval",
     "optimi",
+    "peft",
     "pytest",
     "hypothesis",
 )

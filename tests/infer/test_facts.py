@@ -12,6 +12,8 @@ from modernbert.data.tokenizer import Tokenizer
 from modernbert.infer import sentence_folder
 from modernbert.infer.embedding_head import EmbeddingConfig, EmbeddingHead
 from modernbert.infer.facts import read_facts
+from modernbert.model.adapter_files import save_adapter
+from modernbert.model.adapters import AdapterSettings, adapter_tensors, add_adapter
 from modernbert.model.config import EncoderConfig
 from modernbert.model.heads import ModernBertForMaskedLM, ModernBertModel
 
@@ -46,6 +48,18 @@ class TestWhole:
         facts = read_facts(folder)
         assert facts.onnx == ("model_quantized.onnx", "onnx/model.onnx")
         assert facts.adapter == {"peft_type": "LORA"}
+
+    def test_an_adapter_alone(self, tmp_path: Path) -> None:
+        model = ModernBertForMaskedLM(CONFIG)
+        add_adapter(model, AdapterSettings(rank=4))
+        save_adapter(model, tmp_path, base="some/base")
+        TOKENIZER.save_pretrained(tmp_path)
+        facts = read_facts(tmp_path)
+        assert facts.refusals == facts.remarks == ()
+        assert (facts.encoder, facts.architecture, facts.tensors) == (CONFIG, "ModernBertForMaskedLM", {})
+        assert facts.adapter is not None
+        assert (facts.adapter["peft_type"], facts.adapter["r"]) == ("LORA", 4)
+        assert facts.adapter_tensors.keys() == adapter_tensors(model).keys()
 
     @pytest.mark.parametrize("pooling", [("mean",), ("cls",), ("cls", "mean")])
     def test_sentence_transformers(self, pooling: tuple[str, ...], tmp_path: Path) -> None:
@@ -152,6 +166,16 @@ class TestDamaged:
             f"`config.json` has `pad_token_id` 3, but the tokenizer's [PAD] is {TOKENIZER.pad_id}; both must "
             "be one; correct `config.json`"
         )
+
+    def test_an_adapter(self, tmp_path: Path) -> None:
+        model = ModernBertForMaskedLM(CONFIG)
+        add_adapter(model, AdapterSettings())
+        save_adapter(model, tmp_path, base="")
+        TOKENIZER.save_pretrained(tmp_path)
+        cut("adapter_model.safetensors")(tmp_path)
+        (no_base, damaged) = read_facts(tmp_path).refusals
+        assert "`base_model_name_or_path` ''; it must name the model" in no_base
+        assert "is not a whole safetensors file" in damaged
 
     def test_an_empty_folder(self, tmp_path: Path) -> None:
         facts = read_facts(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from modernbert.infer import sentence_folder
 from modernbert.infer.embedding_head import EmbeddingConfig, EmbeddingHead
 from modernbert.infer.inspection import inspect_folder
 from modernbert.infer.readers import READERS
+from modernbert.model.adapter_files import save_adapter
+from modernbert.model.adapters import AdapterSettings, add_adapter
 from modernbert.model.config import EncoderConfig, HeadConfig
 from modernbert.model.heads import ModernBertForSequenceClassification, ModernBertModel
+from modernbert.telemetry import human
 
 TOKENIZER = Tokenizer.train(["one town, one river"] * 3, vocab_size=320)
 IDS = {f"{role}_token_id": getattr(TOKENIZER, f"{role}_id") for role in ("cls", "sep", "pad")}
@@ -85,6 +89,29 @@ def test_sentence_transformers(tmp_path: Path) -> None:
     assert rows["sentence-transformers"] == "Transformer → Pooling → Normalize"
     assert rows["pooling"] == "mean (keys: older and sentence-transformers 5.4)"
     assert report.to_json()["facts"]["pooling_dialects"] == ["older", "sentence-transformers 5.4"]
+
+
+@pytest.mark.parametrize(("kind", "word"), [("lora", "LORA"), ("dora", "DoRA")])
+def test_an_adapter_alone(kind: Any, word: str, tmp_path: Path) -> None:
+    model = ModernBertForSequenceClassification(replace(CONFIG, head=HEAD))
+    add_adapter(model, AdapterSettings(kind=kind, rank=4, targets=("Wqkv",)))
+    save_adapter(model, tmp_path, base="some/base")
+    TOKENIZER.save_pretrained(tmp_path)
+    report = inspect_folder(tmp_path)
+    number = 4 * 4 * (64 + 192) + (kind == "dora") * 4 * 192 + 64 * 64 + 64 + 3 * 64 + 3
+    rows = {str(row["what"]): row["value"] for row in report.rows()}
+    words = f"{word}, rank 4, {human(number)} parameters in {12 + 4 * (kind == 'dora')} tensors"
+    assert rows["adapter"] == f"{words}, on `some/base`"
+    assert rows["architecture"] == "ModernBertForSequenceClassification"
+    assert "parameters" not in rows
+    tree = report.to_json()
+    assert (tree["facts"]["adapter"], tree["facts"]["num_adapter_parameters"]) == ("LORA", number)
+    assert (report.exit_code, tree["problems"]) == (0, [])
+    assert {verdict.answer for verdict in report.verdicts} >= {"unknown"}
+    assert (
+        report.verdicts[0].reason
+        == "it is an adapter alone, which needs PEFT and its base model, `some/base`"
+    )
 
 
 def test_text(folder: Path) -> None:

@@ -18,12 +18,11 @@ from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ModernBertError
 from modernbert.files import read_json
 from modernbert.infer import sentence_folder
-from modernbert.model import checkpoint, heads
+from modernbert.model import adapter_files, checkpoint, heads
 from modernbert.model.config import EncoderConfig, regular_layer_types
 
 POOLING = "1_Pooling/config.json"
 SENTENCE_SETTINGS = "sentence_bert_config.json"
-ADAPTER = "adapter_config.json"
 POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -63,7 +62,8 @@ class Facts:
         settings: The content of `config.json`.
         encoder: The same, as this package understands it.
         architecture: The name of the model's class.
-        tensors: The weights, by name: mapped files, of which only the headers were read.
+        tensors: The weights, by name: mapped files, of which only the headers were read. Of an adapter alone,
+            none.
         pickles: Names of files with weights that are pickles, which are never opened.
         tokenizer: The tokenizer beside the weights.
         modules: Of a sentence-transformers model.
@@ -71,6 +71,7 @@ class Facts:
         pooling: The settings of the pooling module; None if there is none.
         onnx: Names of ONNX files.
         adapter: The content of `adapter_config.json`; None if there is no such file.
+        adapter_tensors: The adapter's weights, by name, read in the same way.
     """
 
     folder: Path
@@ -87,6 +88,7 @@ class Facts:
     pooling: Mapping[str, Any] | None = None
     onnx: tuple[str, ...] = ()
     adapter: Mapping[str, Any] | None = None
+    adapter_tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def head(self) -> str:
@@ -116,7 +118,7 @@ def read_facts(folder: Path) -> Facts:
     refusals, remarks = _Problems(), _Problems()
     settings = refusals.attempt(lambda: _settings(folder / checkpoint.CONFIG)) or {}
     encoder = refusals.attempt(lambda: checkpoint.read_config(folder))
-    tensors = refusals.attempt(lambda: checkpoint.read_tensors(folder)) or {}
+    tensors, adapter_tensors = _weights(folder, refusals)
     kind = refusals.attempt(lambda: heads.class_of(folder)) if encoder else None
     if encoder and tensors and kind:
         refusals.attempt(lambda: _check_loads(kind, encoder, tensors, folder))
@@ -137,7 +139,8 @@ def read_facts(folder: Path) -> Facts:
         sentence_settings=_optional(folder / SENTENCE_SETTINGS, remarks),
         pooling=_pooling(folder, modules, remarks),
         onnx=_names(folder, "*.onnx", "onnx/*.onnx"),
-        adapter=_optional(folder / ADAPTER, remarks),
+        adapter=_optional(folder / checkpoint.ADAPTER_CONFIG, remarks),
+        adapter_tensors=adapter_tensors,
         remarks=tuple(remarks),
     )
 
@@ -153,6 +156,18 @@ class _Problems(list[str]):
             if str(error) not in self:
                 self.append(str(error))
             return None
+
+
+def _weights(folder: Path, refusals: _Problems) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """Return the weights, and those of an adapter; an adapter alone needs a base model that it names."""
+    whole: Mapping[str, Tensor] = {}
+    if adapter_files.is_adapter(folder):
+        refusals.attempt(lambda: adapter_files.base_of(folder))
+    else:
+        whole = refusals.attempt(lambda: checkpoint.read_tensors(folder)) or {}
+    is_there = (folder / checkpoint.ADAPTER_WEIGHTS).is_file()
+    adapter = refusals.attempt(lambda: adapter_files.read_adapter(folder)) if is_there else None
+    return whole, adapter or {}
 
 
 def _settings(path: Path) -> Mapping[str, Any]:

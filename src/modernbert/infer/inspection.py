@@ -96,6 +96,8 @@ def _measured(facts: Facts) -> Iterator[tuple[str, Any]]:
     yield "pooling_dialects", _pooling_dialects(facts.pooling)
     yield "onnx", list(facts.onnx)
     yield "adapter", facts.adapter and facts.adapter.get("peft_type", "unknown")
+    if facts.adapter_tensors:
+        yield "num_adapter_parameters", _num_parameters(facts.adapter_tensors)
     yield "pickles", list(facts.pickles)
 
 
@@ -142,7 +144,7 @@ def _described(facts: Facts) -> Iterator[tuple[str, str]]:
         if names:
             yield what, ", ".join(names)
     if facts.adapter is not None:
-        yield "adapter", str(facts.adapter.get("peft_type", "unknown"))
+        yield "adapter", _adapter_in_words(facts.adapter, facts.adapter_tensors)
 
 
 def _described_shape(encoder: EncoderConfig, head: str) -> Iterator[tuple[str, str]]:
@@ -160,6 +162,18 @@ def _described_shape(encoder: EncoderConfig, head: str) -> Iterator[tuple[str, s
         yield "labels", f"{len(it['labels'])}: {names}; {it['problem_type'] or 'problem type not said'}"
     if head in ("SequenceClassification", "MultipleChoice"):
         yield "head pools", it["classifier_pooling"]
+
+
+def _adapter_in_words(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    kind = "DoRA" if settings.get("use_dora") else str(settings.get("peft_type", "unknown"))
+    parts = [kind]
+    if "r" in settings:
+        parts.append(f"rank {settings['r']}")
+    if tensors:
+        parts.append(f"{human(_num_parameters(tensors))} parameters in {len(tensors)} tensors")
+    if settings.get("base_model_name_or_path"):
+        parts.append(f"on `{settings['base_model_name_or_path']}`")
+    return ", ".join(parts)
 
 
 def _num_parameters(tensors: Mapping[str, Tensor]) -> int:

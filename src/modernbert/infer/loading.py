@@ -12,7 +12,8 @@ import torch
 
 from modernbert import hub
 from modernbert.data.tokenizer import Tokenizer
-from modernbert.errors import BackendError, ConfigError, InputError, did_you_mean
+from modernbert.data.tokenizer_files import TOKENIZER
+from modernbert.errors import BackendError, CheckpointError, ConfigError, InputError, did_you_mean
 from modernbert.infer import fused, sentence_folder
 from modernbert.infer.embedding_head import EmbeddingConfig, EmbeddingHead
 from modernbert.infer.encoder import Encoder
@@ -21,8 +22,8 @@ from modernbert.infer.onnx_runner import FOLDER, INT8_FILE, OnnxRunner
 from modernbert.infer.rank import activation_of
 from modernbert.infer.runner import Runner, TorchRunner
 from modernbert.infer.texts import Texts
-from modernbert.model import heads
-from modernbert.model.checkpoint import Pretrained, read_config
+from modernbert.model import adapter_files, heads
+from modernbert.model.checkpoint import DOWNLOADED, Pretrained, read_config
 from modernbert.model.config import PRESETS, EncoderConfig
 from modernbert.model.encoder import ModernBertModel
 from modernbert.model.init import initialise
@@ -73,9 +74,9 @@ def load(
     """Load a model for use.
 
     Args:
-        name: A folder or hub id of a ModernBERT with any head, or of a sentence-transformers model on one;
-            or a preset's name (`tiny`, `base` …), which gives random weights and a masked-LM head, to try a
-            shape out.
+        name: A folder or hub id of a ModernBERT with any head, of a sentence-transformers model on one, or of
+            an adapter, which is merged into the base model that it names; or a preset's name (`tiny`, `base`
+            …), which gives random weights and a masked-LM head, to try a shape out.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; None: the best there is.
         dtype: Of the products: `float32`, `bfloat16`, `float16` (GPU), `int8` (CPU). `auto` is exact float32
             on a CPU, and bfloat16 on a GPU that computes in it natively.
@@ -95,9 +96,10 @@ def load(
             machine of many cores is faster with few.
 
     Raises:
-        CheckpointError: Nothing found, or files that are damaged or of another architecture.
+        CheckpointError: Nothing found, or files that are damaged or of another architecture; of an adapter,
+            its base model too.
         ConfigError: An unknown dtype or backend, or a number out of range.
-        BackendError: A named backend or dtype cannot serve here.
+        BackendError: A named backend or dtype cannot serve here; or the extra for adapters is missing.
         InputError: A preset without a tokenizer, or one that cannot be read.
     """
     precision = _named("dtype", dtype, DTYPES)
@@ -147,9 +149,13 @@ class _Parts:
     tokenizer: Tokenizer
     embedding_head: EmbeddingHead
     activation: str | None = None
+    base: Path | None = None
+    """Where the weights are that the folder's adapter belongs to, if that is all it holds."""
 
     def model(self, *, mapped: bool = False) -> Pretrained:
         """Return the model in fp32 on the CPU: the folder's, or with random weights."""
+        if self.folder is not None and self.base is not None:
+            return adapter_files.load_merged(self.folder, self.base, dtype=torch.float32)
         if self.folder is not None:
             return self.kind.from_pretrained(self.folder, dtype=torch.float32, mapped=mapped)
         model = self.kind(self.config)
@@ -180,15 +186,26 @@ def _checkpoint(
 ) -> _Parts:
     patterns = (*sentence_folder.FILES, "onnx/*") if has_onnx else sentence_folder.FILES
     found = sentence_folder.read(hub.find(name, patterns=patterns, revision=revision, **access))
-    words = tokenizer or found.encoder
+    base = _base(found.encoder, access) if adapter_files.is_adapter(found.encoder) else None
+    own = found.encoder if base is None or (found.encoder / TOKENIZER).is_file() else base
     return _Parts(
         kind=heads.class_of(found.encoder),
         config=read_config(found.encoder),
         folder=found.encoder,
-        tokenizer=Tokenizer.from_pretrained(words, **access),
+        tokenizer=Tokenizer.from_pretrained(tokenizer or own, **access),
         embedding_head=found.head,
         activation=activation_of(found.encoder),
+        base=base,
     )
+
+
+def _base(folder: Path, access: dict[str, Any]) -> Path:
+    """Find the base model of an adapter."""
+    name, revision = adapter_files.base_of(folder)
+    try:
+        return hub.find(name, patterns=DOWNLOADED, revision=revision, **access)
+    except CheckpointError as error:
+        raise CheckpointError(f"`{folder}` is an adapter, and its base model {error}") from error
 
 
 def _torch_runners(

@@ -348,7 +348,12 @@ _TEI = (
 )
 
 READERS = (
-    Reader(name="this package", refusals=(_cannot_load_here,), notes=(_has_no_tokenizer,)),
+    Reader(
+        name="this package",
+        refusals=(_cannot_load_here,),
+        doubts=(_is_an_adapter_alone,),
+        notes=(_has_no_tokenizer,),
+    ),
     Reader(
         name="transformers 4.48 to 4.57",
         refusals=(*_ALL, *_TRANSFORMERS_4),

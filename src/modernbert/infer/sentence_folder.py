@@ -18,13 +18,13 @@ from torch import Tensor
 from modernbert.errors import CheckpointError, ConfigError, InputError
 from modernbert.files import atomic_file, read_json, write_json
 from modernbert.infer.embedding_head import ACTIVATIONS, DenseConfig, EmbeddingConfig, EmbeddingHead
-from modernbert.model.checkpoint import DOWNLOADED, WEIGHTS, read_config
+from modernbert.model.checkpoint import ADAPTER_WEIGHTS, DOWNLOADED, WEIGHTS, read_config
 from modernbert.model.tensor_files import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
 MODULES = "modules.json"
-FILES = (*DOWNLOADED, "*/model*.safetensors")
+FILES = (*DOWNLOADED, "*/model*.safetensors", ADAPTER_WEIGHTS)
 """Names of what such a folder holds, for a download."""
 
 _MODEL = "config_sentence_transformers.json"

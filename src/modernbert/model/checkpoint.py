@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MAX_SHARD_BYTES = 50 * 10**9
 
 DOWNLOADED = ("*.json", "model*.safetensors")
@@ -175,6 +177,11 @@ def weights_file(folder: Path) -> Path:
             f"`{folder}` holds {some(pickles)}, a pickle, which can run any code when it is read; it must "
             f"hold `{WEIGHTS}`; convert it with transformers, whose `save_pretrained` writes that file"
         )
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"`{folder}` holds an adapter, `{ADAPTER_WEIGHTS}`, without its base model; it must hold "
+            f"`{WEIGHTS}`; load it with `modernbert.load`, or add it to its base with `load_adapter`"
+        )
     raise CheckpointError(
         f"`{folder}` holds neither `{WEIGHTS}` nor `{INDEX}`; it must hold one of them; check the path; a "
         "model published as a pickle only must be converted first"
@@ -247,13 +254,18 @@ def save(
 
     Raises:
         StorageError: The disk is full or not writable.
-        InputError: `max_shard_bytes` is below 1, or `folder` is a file.
+        InputError: `max_shard_bytes` is below 1, `folder` is a file, or the model has an adapter.
     """
     if max_shard_bytes < 1:
         raise InputError(f"`max_shard_bytes` is {max_shard_bytes}; it must be at least 1")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"`{folder}` is a file; it must be a folder or new; choose another name")
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items() if name != TIED}
+    if any(".base_layer." in name for name in tensors):
+        raise InputError(
+            "the model has an adapter, which a checkpoint cannot hold; it must have none; save it with "
+            "`save_adapter`, or `merged` into the weights"
+        )
     files = _files(tensors, max_shard_bytes)
     trees = {CONFIG: to_published(config, architecture)}
     if len(files) > 1:
@@ -277,10 +289,15 @@ def _read_config_tree(folder: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"`{folder}` holds no `{CONFIG}`; a checkpoint has `{CONFIG}` and `{WEIGHTS}`; check the path"
         )
-    return _read_mapping(path)
+    return read_mapping(path)
 
 
-def _read_mapping(path: Path) -> Mapping[str, Any]:
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds something else.
+    """
     try:
         tree = read_json(path)
     except InputError as error:
@@ -292,7 +309,7 @@ def _read_mapping(path: Path) -> Mapping[str, Any]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """Read the tensors that an index assigns to files of its folder."""
-    weight_map = _read_mapping(index).get("weight_map")
+    weight_map = read_mapping(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"`{index}` has no `weight_map` that names each tensor's file; get it again")
     files = sorted(set(weight_map.values()))

@@ -25,6 +25,7 @@ class ModernBertModel(Pretrained):
         backend: Attention backend of all layers, see `modernbert.ops.attention.BACKENDS`.
         recomputes_layers: Whether the backward pass computes each layer again from what entered it, and so
             needs no memory for what is inside it.
+        draws_in_layers: Whether layers draw random numbers in training.
     """
 
     def __init__(self, config: EncoderConfig, *, backend: str = "auto") -> None:
@@ -32,6 +33,7 @@ class ModernBertModel(Pretrained):
         self.config = config
         self.backend = backend
         self.recomputes_layers = False
+        self.draws_in_layers = config.attn_out_dropout > 0
         dim, eps = config.hidden_size, config.norm_eps
         self.embeddings = Embeddings(vocab_size=config.vocab_size, dim=dim, norm_eps=eps)
         self.layers = nn.ModuleList(self._block(plan) for plan in config.layer_plan)
@@ -86,8 +88,8 @@ class ModernBertModel(Pretrained):
         given = (hidden, layout, table, self.backend)
         if not (self.recomputes_layers and torch.is_grad_enabled()):
             return cast(Tensor, block(*given))
-        has_dropout = self.config.attn_out_dropout > 0
-        return cast(Tensor, checkpoint(block, *given, use_reentrant=False, preserve_rng_state=has_dropout))
+        draws = self.draws_in_layers
+        return cast(Tensor, checkpoint(block, *given, use_reentrant=False, preserve_rng_state=draws))
 
     def set_rope_thetas(self, *, global_rope_theta: float, local_rope_theta: float) -> None:
         """Change the RoPE bases, as the context extension does (paper 2.2.2). No weight changes."""

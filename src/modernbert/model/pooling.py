@@ -7,6 +7,7 @@ from torch import Tensor
 
 from modernbert.errors import InputError, did_you_mean
 from modernbert.layout import SequenceLayout
+from modernbert.ops.segments import reduce
 
 POOLING = ("cls", "mean", "max", "last", "weighted")
 """First token; mean; largest of each dimension; last token; mean weighted by the place, 1 for the first."""
@@ -38,20 +39,11 @@ def pool(hidden: Tensor, layout: SequenceLayout, mode: str, *, skip: int = 0) ->
     values = hidden.float()
     if mode == "max":
         left_out = (layout.positions < skip)[:, None]
-        return _reduce(values.masked_fill(left_out, -torch.inf), layout, "max").to(hidden.dtype)
+        return reduce(values.masked_fill(left_out, -torch.inf), layout.offsets, "max").to(hidden.dtype)
     weights = layout.positions + 1 if mode == "weighted" else torch.ones_like(layout.positions)
     weights = (weights * (layout.positions >= skip)).float()[:, None]
-    return (_reduce(values * weights, layout, "sum") / _reduce(weights, layout, "sum")).to(hidden.dtype)
-
-
-def _reduce(values: Tensor, layout: SequenceLayout, reduction: str) -> Tensor:
-    """Reduce `[T, D]` to `[B, D]`. Unlike scattered additions, with the same bits each time on a GPU too."""
-    home = values.device
-    if home.type == "mps":  # for which torch has no segmented reduction
-        values, layout = values.cpu(), layout.to("cpu")
-    # Unchecked ("unsafe"), as the check would wait for the device.
-    reduced = torch.segment_reduce(values, reduction, offsets=layout.offsets.long(), axis=0, unsafe=True)
-    return reduced.to(home)
+    sums, total = (reduce(summed, layout.offsets, "sum") for summed in (values * weights, weights))
+    return (sums / total).to(hidden.dtype)
 
 
 def _check_skip(layout: SequenceLayout, skip: int) -> None:

@@ -21,6 +21,8 @@ from torch.optim import Optimizer
 
 from modernbert import files
 from modernbert.errors import CheckpointError, ConfigError, InputError, StorageError
+from modernbert.model.adapter_files import is_adapter, read_adapter
+from modernbert.model.adapters import adapter_tensors
 from modernbert.model.checkpoint import read_tensors
 from modernbert.train.dtensor import placed_like
 from modernbert.train.ranks import ALONE, Ranks
@@ -248,13 +250,17 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     Of tied weights one name is enough. Nothing is changed unless everything fits.
 
     Args:
-        model: On any device.
-        folder: Holds `model.safetensors`, or shards and their index.
+        model: On any device. With an adapter if the folder holds one alone; what it adapts stays as it is.
+        folder: Holds `model.safetensors`, or shards and their index, or `adapter_model.safetensors`.
 
     Raises:
         CheckpointError: A file is missing or cut short; a tensor is missing, surplus or of another shape.
+        InputError: The folder holds an adapter alone, and the model has none.
     """
-    tensors, targets = read_tensors(folder), model.state_dict(keep_vars=True)
+    if is_adapter(folder):
+        tensors, targets = read_adapter(folder), adapter_tensors(model)
+    else:
+        tensors, targets = read_tensors(folder), model.state_dict(keep_vars=True)
     for name in tensors:
         if name not in targets:
             raise CheckpointError(
