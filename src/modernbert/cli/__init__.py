@@ -11,13 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from modernbert import telemetry
-from modernbert.cli import benching, checkpoints, corpora, planning, tokenizers, training, use
+from modernbert.cli import benching, checkpoints, corpora, finetuning, planning, tokenizers, training, use
 from modernbert.errors import ModernBertError
 
 VERBS: Mapping[str, Sequence[Callable[..., Any]]] = {
     "Train": (
         planning.plan,
         training.pretrain,
+        finetuning.finetune,
         training.report,
         training.tokenize,
         training.average,

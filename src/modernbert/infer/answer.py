@@ -26,7 +26,7 @@ NO_ANSWER = {"score": 0.0, "start": 0, "end": 0, "answer": ""}
 
 
 @dataclass(frozen=True)
-class _Search:
+class Search:
     """A question's search while it is computed.
 
     Attributes:
@@ -119,7 +119,7 @@ class Answer(Task[AnswerInput, Array, dict[str, Any] | list[dict[str, Any]]]):
         return per_token(self.runner, sequences)
 
     def finish(self, prepared: Prepared, outputs: list[Array]) -> dict[str, Any] | list[dict[str, Any]]:
-        search: _Search = prepared.context
+        search: Search = prepared.context
         answers: dict[str, dict[str, Any]] = {}
         impossible = float("inf")
         for span, logits in zip(search.spans, outputs):
@@ -146,9 +146,9 @@ class Answer(Task[AnswerInput, Array, dict[str, Any] | list[dict[str, Any]]]):
         spans = windows(len(pieces.ids), room, min(self.doc_stride, room // 2))
         sequences = [self.texts.surround(question, pieces.ids[start:end]) for start, end in spans]
         before = self.texts.surround(question, [-1]).index(-1)
-        return Prepared(sequences, _Search(context, pieces, spans, before))
+        return Prepared(sequences, Search(context, pieces, spans, before))
 
-    def _of_window(self, search: _Search, first: int, log_probabilities: Tensor) -> dict[str, dict[str, Any]]:
+    def _of_window(self, search: Search, first: int, log_probabilities: Tensor) -> dict[str, dict[str, Any]]:
         """Return the best answers in a window that begins at token `first`, by their text in lower case."""
         # Different tokens may widen to the same words: as in the pipeline, which then takes this many more.
         wanted = 2 * self.top_k + 10 if self.align_to_words else self.top_k
@@ -162,7 +162,7 @@ class Answer(Task[AnswerInput, Array, dict[str, Any] | list[dict[str, Any]]]):
                 answers[text.lower()] = {"score": score, "start": start, "end": end, "answer": text}
         return answers
 
-    def _characters(self, search: _Search, first: int, last: int) -> Span:
+    def _characters(self, search: Search, first: int, last: int) -> Span:
         """Return the characters of the tokens `first` to `last`, or of their words; no space around them."""
         words, offsets = search.pieces.words, search.pieces.offsets
         if self.align_to_words:

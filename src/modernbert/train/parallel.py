@@ -7,9 +7,8 @@ that the gradients of all rows on all ranks simply add up: each target weighs th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeGuard, TypeVar, cast
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modernbert import runtime
 from modernbert.errors import ConfigError
+from modernbert.model.adapters import blank_like
 from modernbert.model.checkpoint import Pretrained
 from modernbert.model.heads import encoder_of
 from modernbert.runtime import Precision
@@ -87,8 +87,6 @@ class Spread(Generic[Model]):
         compiles: Whether to compile the layers.
         device: Where this process computes.
         precision: Of forward and backward.
-        empty: Makes a model on the meta device whose parameters have the same names; None: its class does, from
-            its configuration.
 
     Attributes:
         model: The same model, its parameters perhaps shards.
@@ -107,13 +105,11 @@ class Spread(Generic[Model]):
         ranks: Ranks = ALONE,
         settings: DistributionSettings | None = None,
         compiles: bool = False,
-        empty: Callable[[], Model] | None = None,
     ) -> None:
         self.model = model
         self.ranks = ranks
         self.device = device
         self._precision = precision
-        self._empty = empty or partial(_empty, model)
         self._num_replicas = ranks.size
         self._replica: DistributedDataParallel | None = None
         encoder = encoder_of(model)
@@ -187,15 +183,10 @@ class Spread(Generic[Model]):
                 whole[name] = one.to("cpu", copy=True)
         if not whole:
             return None
-        copy = self._empty()
+        copy = cast(Model, blank_like(self.model))
         copy.load_state_dict(whole, assign=True)
         copy.tie_weights()
         return copy
-
-
-def _empty(model: Model) -> Model:
-    with torch.device("meta"):
-        return type(model)(model.config)
 
 
 class _Loss(nn.Module):

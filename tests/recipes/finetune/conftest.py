@@ -1,20 +1,28 @@
-"""A run of fine-tuning as it lies on the disk, made up: nothing is trained."""
+"""A run as it lies on the disk, made up; and a checkpoint and files, one a task, that are learned fast."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from modernbert import config
+from modernbert.data.tokenizer import Tokenizer
+from modernbert.model.config import EncoderConfig
+from modernbert.model.heads import ModernBertForMaskedLM
+from modernbert.model.init import initialise
 from modernbert.recipes.finetune import evaluated
 from modernbert.recipes.finetune.about import About, DataPart, write_about
 from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings, write_findings
 from modernbert.recipes.finetune.intervals import spread
+from modernbert.recipes.finetune.settings import FinetuneRun
 
 WriteRun = Callable[..., Path]
 
@@ -92,3 +100,118 @@ def write_run(tmp_path: Path, about: About) -> WriteRun:
         return folder
 
     return write
+
+
+NAMES = ("Ada", "Grace", "Alan", "Edsger")
+PLACES = ("London", "Paris", "Rome", "Oslo")
+VERBS = ("lives in", "likes", "left", "never saw")
+FILLERS = ("today", "again", "for a while", "they say", "with friends")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Files of each task, and the checkpoint to begin with."""
+
+    folder: Path
+    model: Path
+
+    def file(self, task: str) -> Path:
+        return next(self.folder.glob(f"{task}.*"))
+
+
+def sentence(draw: random.Random) -> tuple[str, str, str]:
+    """A sentence, the name in it, and the place in it."""
+    name, place = draw.choice(NAMES), draw.choice(PLACES)
+    parts = [name, draw.choice(VERBS), place, *draw.sample(FILLERS, draw.randint(0, 3)), "."]
+    return " ".join(parts), name, place
+
+
+def rows(task: str) -> list[dict[str, Any]]:
+    draw = random.Random(task)
+    made = []
+    for number in range(72):
+        text, name, place = sentence(draw)
+        other, _, other_place = sentence(draw)
+        made.append(
+            {
+                "classify": {"text": text, "label": place},
+                "pairs": {"premise": text, "hypothesis": other, "label": str(place == other_place)},
+                "sets": {"text": text, "labels": [place, name]},
+                "values": {"text": text, "score": PLACES.index(place) + 0.5},
+                "prompt": {"text": text, "label": place},
+                "tag": {
+                    "tokens": text.split(),
+                    "tags": [
+                        "B-PER" if word == name else "B-LOC" if word == place else "O"
+                        for word in text.split()
+                    ],
+                },
+                "answer": {
+                    "id": str(number),
+                    "question": "Where?",
+                    "context": text,
+                    "answers": {"text": [place], "answer_start": [text.index(place)]},
+                },
+                "choose": {
+                    "question": text,
+                    "choices": list(PLACES),
+                    "label": PLACES.index(place),
+                },
+            }[task]
+        )
+    return made
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    folder = tmp_path_factory.mktemp("labelled")
+    for task in ("classify", "pairs", "sets", "values", "prompt", "tag", "answer", "choose"):
+        lines = [json.dumps(row) + "\n" for row in rows(task)]
+        (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+    texts = [row["text"] for row in rows("classify")] * 4 + ["Where? Answer: It is [MASK]."] * 4
+    words = Tokenizer.train(texts, vocab_size=384)
+    shape = EncoderConfig.preset(
+        "tiny",
+        vocab_size=words.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        window=8,
+        pad_token_id=words.pad_id,
+        cls_token_id=words.cls_id,
+        sep_token_id=words.sep_id,
+    )
+    model = ModernBertForMaskedLM(shape)
+    initialise(model, seed=0)
+    model.save_pretrained(folder / "model")
+    words.save_pretrained(folder / "model")
+    return Labelled(folder, folder / "model")
+
+
+@pytest.fixture
+def plan(labelled: Labelled, tmp_path: Path) -> Callable[..., FinetuneRun]:
+    """Make the settings of a run of a task, with overrides."""
+
+    def made(task: str, *overrides: str, data: str | None = None) -> FinetuneRun:
+        tree: dict[str, Any] = {
+            "folder": str(tmp_path / "run"),
+            "task": task,
+            "model": str(labelled.model),
+            "device": "cpu",
+            "data": {"train": str(labelled.file(data or task)), "held_out": 0.25},
+            "tuning": {"learning_rate": 3e-3, "epochs": 2, "batch_size": 8},
+        }
+        return config.build(FinetuneRun, config.override(tree, overrides))
+
+    return made
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Callable[[Sequence[str]], list[Any]]:
+    """Read a run's `metrics.jsonl`."""
+
+    def read(events: Sequence[str] = ("step", "evaluation")) -> list[Any]:
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [it for it in map(json.loads, lines) if it["event"] in events]
+
+    return read

@@ -1,0 +1,92 @@
+"""The examples of a run: files to records, and what is held out of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from modernbert import hub
+from modernbert.data.counter_random import key_of, permute
+from modernbert.data.records import Records, Remarks
+from modernbert.data.tokenizer import Tokenizer
+from modernbert.errors import ConfigError, InputError
+from modernbert.infer.texts import Texts
+from modernbert.model.checkpoint import CONFIG, read_config
+from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
+from modernbert.recipes.finetune.task import TEST, TRAIN, VALIDATION, TuningTask
+
+log = logging.getLogger(__name__)
+
+Record = TypeVar("Record")
+
+
+def read_splits(run: FinetuneRun, kind: type[TuningTask[Any]]) -> dict[str, Records[Any]]:
+    """Read all files of a run.
+
+    Raises:
+        InputError: A file is missing or damaged, or holds too little.
+    """
+    splits: dict[str, Records[Any]] = {}
+    for split, name in ((TRAIN, run.data.train), (VALIDATION, run.data.validation), (TEST, run.data.test)):
+        if name is not None:
+            splits[split] = kind.read(Path(name), run.data)
+            log.info("%s: %d examples; %s", name, len(splits[split].records), splits[split].columns.summary())
+            for remark in splits[split].remarks:
+                log.warning("%s: %s", name, remark.summary())
+    if VALIDATION not in splits and (run.data.held_out or run.data.folds):
+        train, validation = held_out(splits[TRAIN].records, run.data)
+        splits[VALIDATION] = replace(splits[TRAIN], records=validation, remarks=Remarks())
+        splits[TRAIN] = replace(splits[TRAIN], records=train)
+    return splits
+
+
+def open_texts(run: FinetuneRun, words: Tokenizer) -> Texts:
+    """Return the door for text, as wide as the model and the run let it be.
+
+    Raises:
+        ConfigError: `max_length` is more than the model takes.
+    """
+    folder = hub.find(
+        run.model,
+        patterns=(CONFIG,),
+        revision=run.revision,
+        cache_dir=None,
+        local_files_only=False,
+        token=None,
+    )
+    most, wanted = read_config(folder).max_position_embeddings, run.data.max_length
+    if wanted is not None and wanted > most:
+        raise ConfigError(f"`data.max_length` is {wanted}; it must be at most {most}, which the model takes")
+    return Texts(words, wanted or most)
+
+
+def held_out(records: Sequence[Record], data: LabelledData) -> tuple[list[Record], list[Record]]:
+    """Split records at random, the order kept: what is learned from, and what is held out of it.
+
+    The same settings hold out the same records, whatever the seed of the run.
+
+    Raises:
+        InputError: There is nothing left of one of them.
+    """
+    count = len(records)
+    if data.folds is None or data.fold is None:
+        begin, end, part = 0, round(data.held_out * count), f"a share of {data.held_out}"
+    else:
+        begin, end = (place * count // data.folds for place in (data.fold, data.fold + 1))
+        part = f"one of {data.folds} parts"
+    if not 0 < end - begin < count:
+        raise InputError(
+            f"{count} examples of which {part} is held out leave {count - end + begin} to learn from and "
+            f"{end - begin} to look at; both must be at least 1; give more examples, or name a file as "
+            "`data.validation`"
+        )
+    chosen = set(permute(np.arange(begin, end), count, key_of("held out")).tolist())
+    return (
+        [record for index, record in enumerate(records) if index not in chosen],
+        [record for index, record in enumerate(records) if index in chosen],
+    )

@@ -1,0 +1,98 @@
+"""Find the answers to questions in texts."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from modernbert.data.answer_records import read_answers
+from modernbert.data.records import AnswerRecord, Records
+from modernbert.infer.answer import Answer as Answering
+from modernbert.infer.answer import Search
+from modernbert.infer.engine import Engine
+from modernbert.infer.runner import Runner
+from modernbert.model.config import HeadConfig
+from modernbert.model.heads import ModernBertForQuestionAnswering
+from modernbert.recipes.finetune import evaluated
+from modernbert.recipes.finetune.evaluated import Sampling, Shown
+from modernbert.recipes.finetune.findings import Findings
+from modernbert.recipes.finetune.metrics import Problem
+from modernbert.recipes.finetune.settings import LabelledData
+from modernbert.recipes.finetune.task import EVALUATED_TOKENS, WHOLE, TuningTask
+from modernbert.train.examples import Example
+from modernbert.train.objective import Objective
+from modernbert.train.objectives import Spans
+
+MOST_ANSWER_TOKENS = 30
+
+
+class Answer(TuningTask[AnswerRecord]):
+    """See `TuningTask`. A window without the answer is learned as having none, which `[CLS]` stands for."""
+
+    kind = ModernBertForQuestionAnswering
+    problem: Problem = "answers"
+
+    @staticmethod
+    def read(path: Path, data: LabelledData) -> Records[AnswerRecord]:
+        return read_answers(path, data.columns)
+
+    def head(self) -> HeadConfig:
+        return HeadConfig(dropout=self.run.head.dropout)
+
+    def objective(self) -> Objective:
+        return Spans()
+
+    def examples(self, split: str) -> list[Example]:
+        return [example for record in self.splits[split].records for example in self._windows(record)]
+
+    def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
+        records = self.splits[split].records
+        inputs = ((record.question, record.context) for record in records)
+        found = Engine(EVALUATED_TOKENS).run(self._answering(runner), inputs)
+        return evaluated.of_answers(
+            split,
+            [[text for _, text in record.answers] for record in records],
+            [cast(dict[str, Any], answer)["answer"] for answer in found],
+            [Shown(text=f"{record.question} {record.context}", place=record.place) for record in records],
+            sampling=sampling,
+        )
+
+    def _answering(self, runner: Any) -> Answering:
+        return Answering(
+            runner,
+            self.texts,
+            max_answer_len=MOST_ANSWER_TOKENS,
+            handle_impossible_answer=self._has_impossible,
+            align_to_words=False,  # answers may be parts of words: not all languages have spaces
+            doc_stride=max(1, self.run.data.stride),
+        )
+
+    @cached_property
+    def _has_impossible(self) -> bool:
+        return any(not record.answers for split in self.splits.values() for record in split.records)
+
+    @cached_property
+    def _cutter(self) -> Answering:
+        return self._answering(None)
+
+    def _windows(self, record: AnswerRecord) -> Iterator[Example]:
+        (prepared,) = self._cutter.prepare([(record.question, record.context)], 0)
+        search: Search = prepared.context
+        span = _tokens(record, search)
+        for sequence, (start, end) in zip(prepared.sequences, search.spans):
+            is_inside = span is not None and start <= span[0] and span[1] < end
+            target = tuple(search.before + token - start for token in span) if span and is_inside else (0, 0)
+            yield Example((sequence,), target, record.place)
+
+
+def _tokens(record: AnswerRecord, search: Search) -> tuple[int, int] | None:
+    """Return the first and the last token of the first answer."""
+    if not record.answers:
+        return None
+    begin, text = record.answers[0]
+    starts, ends = zip(*search.pieces.offsets)
+    first, last = bisect_right(ends, begin), bisect_left(starts, begin + len(text)) - 1
+    return (first, last) if first <= last else None

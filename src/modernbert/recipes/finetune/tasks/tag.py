@@ -1,0 +1,143 @@
+"""Tag the words of texts, such as the names in them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from modernbert.data.records import Records, TagRecord
+from modernbert.data.tag_records import check_tags, read_tags
+from modernbert.data.tag_schemes import OUTSIDE, tag_names
+from modernbert.infer.outputs import per_token
+from modernbert.infer.runner import Runner
+from modernbert.infer.texts import Pieces, Texts
+from modernbert.infer.windows import owned, windows
+from modernbert.model.config import HeadConfig
+from modernbert.model.heads import ModernBertForTokenClassification
+from modernbert.recipes.finetune import evaluated
+from modernbert.recipes.finetune.evaluated import Sampling, Shown
+from modernbert.recipes.finetune.findings import Findings
+from modernbert.recipes.finetune.metrics import Problem
+from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
+from modernbert.recipes.finetune.task import TRAIN, WHOLE, TuningTask, computed, overlap
+from modernbert.train.examples import Example
+from modernbert.train.objective import Objective
+from modernbert.train.objectives import TokenClasses
+from modernbert.train.targets import IGNORED
+
+
+class _Window(NamedTuple):
+    """A part of a record: token ids, and which token stands for which word."""
+
+    sequence: list[int]
+    words: dict[int, int]
+
+
+class Tag(TuningTask[TagRecord]):
+    """See `TuningTask`. A word's tag is learned, and read, at its first token, as `modernbert tag` does."""
+
+    kind = ModernBertForTokenClassification
+    problem: Problem = "tags"
+
+    def __init__(self, run: FinetuneRun, texts: Texts, splits: Mapping[str, Records[TagRecord]]) -> None:
+        super().__init__(run, texts, splits)
+        train, *others = (split.records for split in splits.values())
+        check_tags(train, *others)
+        self.labels = tag_names(record.tags for record in train)
+
+    @staticmethod
+    def read(path: Path, data: LabelledData) -> Records[TagRecord]:
+        return read_tags(path, data.columns)
+
+    def head(self) -> HeadConfig:
+        return HeadConfig(labels=tuple(self.labels), dropout=self.run.head.dropout)
+
+    def objective(self) -> Objective:
+        return TokenClasses(
+            num_labels=len(self.labels),
+            class_weights=self._weights(),
+            label_smoothing=self.run.head.label_smoothing,
+        )
+
+    def examples(self, split: str) -> list[Example]:
+        return [
+            Example((window.sequence,), self._target(window, record), record.place)
+            for record, parts in zip(self.splits[split].records, self._cut(split))
+            for window in parts
+            if window.words
+        ]
+
+    def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
+        records, cut = self.splits[split].records, self._cut(split)
+        outputs = computed(partial(per_token, runner), [it.sequence for parts in cut for it in parts])
+        predicted = []
+        for record, parts in zip(records, cut):
+            tags = [self._unread] * len(record.tags)
+            for window, logits in zip(parts, outputs):
+                for word, place in window.words.items():
+                    tags[word] = self.labels[int(logits[place].argmax())]
+            predicted.append(tags)
+        shown = [Shown(text=record.text, place=record.place) for record in records]
+        gold = [record.tags for record in records]
+        return evaluated.of_tags(split, gold, predicted, shown, sampling=sampling)
+
+    @cached_property
+    def _unread(self) -> str:
+        """The tag of words that no token stands for."""
+        return OUTSIDE if OUTSIDE in self.labels else self.labels[0]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {label: index for index, label in enumerate(self.labels)}
+
+    def _cut(self, split: str) -> list[list[_Window]]:
+        """Cut each record of a split into as many windows as it needs."""
+        records = self.splits[split].records
+        pieces = self.texts.pieces([record.text for record in records])
+        return [self._windows(record, it) for record, it in zip(records, pieces)]
+
+    def _windows(self, record: TagRecord, pieces: Pieces) -> list[_Window]:
+        size = self.texts.max_length - self.texts.num_special
+        spans = windows(len(pieces.ids), size, overlap(self.run.data, size))
+        before = self.texts.surround([-1]).index(-1)
+        tokens = _first_tokens(record, pieces)
+        return [
+            _Window(
+                self.texts.surround(pieces.ids[start:end]),
+                {word: before + token - start for word, token in tokens.items() if first <= token < after},
+            )
+            for (start, end), (first, after) in zip(spans, owned(spans))
+        ]
+
+    def _target(self, window: _Window, record: TagRecord) -> list[int]:
+        target = [IGNORED] * len(window.sequence)
+        for word, place in reversed(window.words.items()):  # of words that share a token the first counts
+            target[place] = self._ids[record.tags[word]]
+        return target
+
+    def _weights(self) -> tuple[float, ...]:
+        given = self.run.head.class_weights
+        if given != "balanced":
+            return given or ()
+        counts = dict.fromkeys(self.labels, 0)
+        for record in self.splits[TRAIN].records:
+            for tag in record.tags:
+                counts[tag] += 1
+        mean = sum(counts.values()) / len(counts)
+        return tuple(mean / max(count, 1) for count in counts.values())
+
+
+def _first_tokens(record: TagRecord, pieces: Pieces) -> dict[int, int]:
+    """Return for each word the first token that has a part of it; a word of unknown characters has none."""
+    ends = [end for _, end in pieces.offsets]
+    tokens = {}
+    for word, (begin, after) in enumerate(record.words):
+        token = bisect_right(ends, begin)
+        while token < len(ends) and pieces.offsets[token][0] == pieces.offsets[token][1]:
+            token += 1
+        if token < len(ends) and pieces.offsets[token][0] < after:
+            tokens[word] = token
+    return tokens

@@ -1,0 +1,171 @@
+"""Several fine-tuning runs in place of one: over seeds, folds and values of settings."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modernbert import config, files
+from modernbert.errors import ConfigError
+from modernbert.recipes.finetune.about import read_about, write_about
+from modernbert.recipes.finetune.findings import read_findings, write_findings
+from modernbert.recipes.finetune.intervals import spread
+from modernbert.recipes.finetune.outcome import MODEL
+from modernbert.recipes.finetune.report import write_report
+from modernbert.recipes.finetune.session import FinetuneResult, finetune
+from modernbert.recipes.finetune.settings import FinetuneRun
+
+log = logging.getLogger(__name__)
+
+FOLDER, OUTCOME = "trials", "trials.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of several.
+
+    Attributes:
+        choice: What distinguishes it, but for seed and fold: the values of settings that are searched.
+        name: Of its folder.
+        run: Its settings.
+    """
+
+    choice: dict[str, Any]
+    name: str
+    run: FinetuneRun
+
+
+Outcome = tuple[Trial, FinetuneResult]
+
+
+def trials_of(run: FinetuneRun) -> list[Trial]:
+    """Return the runs that a run stands for; one alone is the run itself.
+
+    Raises:
+        ConfigError: A setting that is searched is unknown, or a value does not fit.
+    """
+    settings = run.trials
+    if settings.folds and run.data.validation is not None:
+        raise ConfigError(
+            f"`trials.folds` is {settings.folds} and `data.validation` `{run.data.validation}`; with folds "
+            "each part of `data.train` is the validation once; leave one of them out"
+        )
+    tree = config.to_tree(run)
+    tree.pop("trials")
+    found = [
+        _trial(tree, dict(zip(settings.search, values)), seed, fold, settings.folds)
+        for values in itertools.product(*settings.search.values())
+        for seed in range(run.seed, run.seed + settings.seeds)
+        for fold in (range(settings.folds) if settings.folds else [None])
+    ]
+    return found if len(found) > 1 else [Trial({}, "", config.build(FinetuneRun, tree))]
+
+
+def finetune_all(run: FinetuneRun) -> list[Outcome]:
+    """Carry out all runs that a run stands for, one after the other; the same call goes on.
+
+    Of several, each has its folder below `trials/`; the best one's model is copied to `model/`, and what all
+    came to is written to `trials.json`.
+
+    Returns:
+        The trials, the best first; those after one that a signal stopped are left out.
+
+    Raises:
+        See `finetune`.
+    """
+    trials = trials_of(run)
+    outcomes = []
+    for number, trial in enumerate(trials, start=1):
+        if len(trials) > 1:
+            log.info("trial %d of %d: %s", number, len(trials), trial.name)
+        outcomes.append((trial, finetune(trial.run)))
+        if outcomes[-1][1].stopped_by is not None:
+            return outcomes[::-1]
+    choices = sorted(_by_choice(outcomes), key=_mean_score, reverse=True)
+    best_first = [
+        outcome
+        for outcomes_of_choice in choices
+        for outcome in sorted(outcomes_of_choice, key=lambda it: _score(it[1]), reverse=True)
+    ]
+    if len(trials) > 1:
+        _write(Path(run.folder), best_first)
+    return best_first
+
+
+def _trial(tree: dict[str, Any], choice: dict[str, Any], seed: int, fold: int | None, folds: int) -> Trial:
+    name = "-".join(
+        [
+            *(f"{key.rpartition('.')[2]}={value}" for key, value in choice.items()),
+            f"seed={seed}",
+            *([] if fold is None else [f"fold={fold}"]),
+        ]
+    )
+    changed = {**choice, "seed": seed, "folder": str(Path(tree["folder"]) / FOLDER / name)}
+    if fold is not None:
+        changed |= {"data.fold": fold, "data.folds": folds}
+    run = config.build(FinetuneRun, config.override(tree, _assignments(changed)))
+    return Trial(choice, name, run)
+
+
+def _assignments(changed: dict[str, Any]) -> Iterator[str]:
+    for key, value in changed.items():
+        yield f"{key}={json.dumps(value)}"
+
+
+def _by_choice(
+    outcomes: Sequence[Outcome],
+) -> list[list[Outcome]]:
+    """Bring together what differs in seed and fold alone."""
+    groups: dict[str, list[Outcome]] = {}
+    for trial, result in outcomes:
+        groups.setdefault(repr(trial.choice), []).append((trial, result))
+    return list(groups.values())
+
+
+def _score(result: FinetuneResult) -> float:
+    return float("-inf") if result.score is None else result.score
+
+
+def _mean_score(outcomes: Sequence[Outcome]) -> float:
+    return sum(_score(result) for _, result in outcomes) / len(outcomes)
+
+
+def _write(folder: Path, best_first: Sequence[Outcome]) -> None:
+    """Write what all trials came to, and the best one's model with a report on all that are like it."""
+    rows = [
+        {"trial": trial.name, **trial.choice, "seed": trial.run.seed, "score": result.score, **result.figures}
+        for trial, result in best_first
+    ]
+    best, result = best_first[0]
+    files.write_json(folder / OUTCOME, {"metric": result.metric, "best_first": rows})
+    assert result.model is not None  # none was stopped
+    shutil.rmtree(folder / MODEL, ignore_errors=True)  # that of an earlier call
+    with files.atomic_folder(folder / MODEL) as temporary:
+        shutil.copytree(result.model, temporary, dirs_exist_ok=True)
+    alike = [outcome for outcome in best_first if outcome[0].choice == best.choice]
+    about = replace(
+        read_about(Path(best.run.folder)),
+        model=folder.name,
+        seeds=tuple(trial.run.seed for trial, _ in alike),
+        runs=tuple(f"{FOLDER}/{trial.name}" for trial, _ in alike),
+        seconds=sum(it.seconds for _, it in best_first),
+    )
+    write_about(folder, about)
+    if result.figures:
+        _write_findings(folder, Path(best.run.folder), [it for _, it in alike])
+        write_report(folder)
+
+
+def _write_findings(folder: Path, best: Path, alike: Sequence[FinetuneResult]) -> None:
+    """Write what was found of the best run, with how far its figures lie apart over runs that are alike."""
+    for found in read_findings(best):
+        figures = [result.figures[found.split] for result in alike]
+        apart = {name: spread([it[name] for it in figures if name in it]) for name in found.figures}
+        known = {name: it for name, it in apart.items() if it is not None}
+        write_findings(folder, replace(found, spread=known))

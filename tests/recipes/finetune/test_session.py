@@ -1,0 +1,234 @@
+"""Fine-tuning from file to model: it learns, goes on exactly, stops early, and others load what it leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import modernbert
+from modernbert.errors import ConfigError, InputError
+from modernbert.recipes.finetune import session
+from modernbert.recipes.finetune.session import finetune
+from modernbert.recipes.finetune.settings import FinetuneRun
+from modernbert.train.ranks import ALONE
+from modernbert.train.supervised import tune
+
+from .conftest import PLACES, Labelled
+
+pytest.importorskip("sklearn", reason="needs the extra `finetune`")
+pytest.importorskip("seqeval", reason="needs the extra `finetune`")
+
+Plan = Callable[..., FinetuneRun]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stopping_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal after a step."""
+
+    def stopped(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for report in tune(*arguments, **options):
+            if report.step.number == step:
+                os.kill(os.getpid(), number)
+            yield report
+
+    monkeypatch.setattr(session, "tune", stopped)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "metric", "least"),
+    [
+        ("classify", "classify", "accuracy", 0.9),
+        ("classify", "pairs", "accuracy", 0.5),
+        ("classify", "sets", "micro_f1", 0.6),
+        ("classify", "values", "pearson", 0.8),
+        ("tag", "tag", "f1", 0.9),
+        ("answer", "answer", "f1", 0.3),
+        ("choose", "choose", "accuracy", 0.3),
+        ("prompt", "prompt", "accuracy", 0.9),
+    ],
+)
+def test_each_task_learns(task: str, data: str, metric: str, least: float, plan: Plan, records: Any) -> None:
+    result = finetune(plan(task, f"tuning.epochs={30 if task == 'prompt' else 8}", data=data))
+    assert result.metric == metric
+    assert result.score is not None
+    assert result.score == max(it["figures"][metric] for it in records(["evaluation"]))
+    assert result.figures["validation"][metric] == result.score >= least
+    losses = [it["loss"] for it in records(["step"])]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+class TestGoingOn:
+    @pytest.mark.parametrize("step", [3, 7, 10])
+    def test_a_stopped_run_ends_with_the_same_weights(
+        self, step: int, plan: Plan, records: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        run = plan("classify", "head.dropout=0.1")
+        whole = finetune(run)
+        expected, lines = weights(tmp_path / "run"), records(["step"])
+        (tmp_path / "run").rename(tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            stopping_after(step, patch)
+            stopped = finetune(run)
+        assert (stopped.stopped_by, stopped.model, stopped.steps) == ("SIGTERM", None, step)
+        assert stopped.summary() == f"stopped by SIGTERM after step {step}; the same command goes on"
+        again = finetune(run)
+        assert (again.score, again.figures) == (whole.score, whole.figures)
+        assert same(weights(tmp_path / "run"), expected)
+        kept = [(it["step"], it["loss"]) for it in records(["step"])]
+        assert kept == [(it["step"], it["loss"]) for it in lines]
+
+    def test_a_finished_run_says_the_same_again(self, plan: Plan) -> None:
+        run = plan("classify", "tuning.epochs=1")
+        first, again = finetune(run), finetune(run)
+        assert (first.score, first.figures, first.steps) == (again.score, again.figures, again.steps)
+
+    def test_other_settings_are_refused(self, plan: Plan) -> None:
+        finetune(plan("classify", "tuning.epochs=1"))
+        with pytest.raises(ConfigError, match=r"holds a run with other settings .*`tuning.epochs`"):
+            finetune(plan("classify", "tuning.epochs=2"))
+
+
+class TestSelection:
+    def test_patience_ends_the_run_and_the_best_is_kept(
+        self, plan: Plan, records: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        result = finetune(
+            plan("classify", "tuning.epochs=20", "selection.patience=2", "tuning.learning_rate=1e-8")
+        )
+        scores = [it["figures"]["accuracy"] for it in records(["evaluation"])]
+        assert len(scores) < 20
+        assert result.score == max(scores)
+        best = next(it["step"] for it in records(["evaluation"]) if it["figures"]["accuracy"] == result.score)
+        assert same(
+            weights(tmp_path / "run"),
+            load_file(tmp_path / "run" / "checkpoints" / f"step-{best:09d}" / "model.safetensors"),
+        )
+
+    def test_looks_several_times_an_epoch(self, plan: Plan, records: Any) -> None:
+        finetune(plan("classify", "tuning.epochs=2", "selection.times_an_epoch=3"))
+        steps = [it["step"] for it in records(["evaluation"])]
+        assert steps == [3, 5, 7, 10, 12, 14, 14]  # the last is that of the best
+
+    def test_an_unknown_metric_is_named(self, plan: Plan) -> None:
+        with pytest.raises(
+            ConfigError, match=r"`selection\.metric` is `acuracy`; it must be one of accuracy"
+        ):
+            finetune(plan("classify", "selection.metric=acuracy"))
+
+    def test_nothing_held_out(self, plan: Plan, records: Any) -> None:
+        result = finetune(plan("classify", "data.held_out=0", "tuning.epochs=1"))
+        assert (result.score, result.figures) == (None, {})
+        assert records(["evaluation"]) == []
+        assert result.model is not None
+
+    def test_a_test_file_is_looked_at_at_the_end(self, plan: Plan, labelled: Labelled) -> None:
+        result = finetune(plan("classify", f"data.test={labelled.file('classify')}", "tuning.epochs=1"))
+        assert result.figures.keys() == {"validation", "test"}
+
+
+class TestAdapters:
+    @pytest.mark.parametrize("kind", ["lora", "dora"])
+    def test_trained_saved_and_gone_on_with(
+        self, kind: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, labelled: Labelled
+    ) -> None:
+        pytest.importorskip("peft", reason="needs the extra `finetune`")
+        run = plan("classify", f"adapter.kind={kind}", "adapter.rank=4")
+        finetune(run)
+        expected = weights(tmp_path / "run")
+        before = load_file(labelled.model / "model.safetensors")
+        for name in ("model.embeddings.tok_embeddings.weight", "model.layers.0.mlp_norm.weight"):
+            assert torch.equal(expected[name], before[name])
+        assert not torch.equal(
+            expected["model.layers.1.attn.Wqkv.weight"], before["model.layers.1.attn.Wqkv.weight"]
+        )
+        adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+        assert any("lora_A" in name for name in adapter)
+        (tmp_path / "run").rename(tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            stopping_after(5, patch)
+            finetune(run)
+        finetune(run)
+        assert same(weights(tmp_path / "run"), expected)
+
+
+class TestOthersLoadIt:
+    """Transformers' pipelines give the same answers (Done by its classes, fp32)."""
+
+    def test_classify(self, plan: Plan, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        finetune(plan("classify"))
+        folder = str(tmp_path / "run" / "model")
+        theirs = transformers.pipeline("text-classification", model=folder, device="cpu")
+        texts = ["Ada likes Rome .", "Alan left Oslo today ."]
+        ours = modernbert.load(folder, device="cpu").classify(texts)
+        for one, other in zip(theirs(texts), ours, strict=True):
+            assert one["label"] == other[0]["label"]
+            assert one["label"] in PLACES
+            assert one["score"] == pytest.approx(other[0]["score"], abs=1e-4)
+
+    def test_tag(self, plan: Plan, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        finetune(plan("tag", "tuning.epochs=6"))
+        folder = str(tmp_path / "run" / "model")
+        theirs = transformers.pipeline("token-classification", model=folder, device="cpu")
+        text = "Grace never saw Paris today ."
+        found = [(it["entity"], it["index"]) for it in theirs(text)]
+        ours = modernbert.load(folder, device="cpu").tag(text, aggregation_strategy="none")
+        assert found == [(it["entity"], it["index"]) for it in ours] != []
+
+
+class TestData:
+    def test_the_same_examples_are_held_out_whatever_the_seed(
+        self, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = [
+            [
+                it.place
+                for it in session._Session(run, Path(run.folder), ALONE, torch.device("cpu"), {})
+                .task.splits["validation"]
+                .records
+            ]
+            for run in (plan("classify"), plan("classify", "seed=5"))
+        ]
+        assert found[0] == found[1]
+        assert len(found[0]) == 18
+
+    def test_too_few_examples(self, plan: Plan, tmp_path: Path) -> None:
+        path = tmp_path / "two.csv"
+        path.write_text("text,label\na,x\nb,y\n")
+        with pytest.raises(
+            InputError, match=r"2 examples of which a share of 0\.1 is held out leave 2 to learn"
+        ):
+            finetune(plan("classify", f"data.train={path}", "data.held_out=0.1"))
+
+    def test_a_longer_limit_than_the_model_s(self, plan: Plan) -> None:
+        with pytest.raises(ConfigError, match=r"`data\.max_length` is 100; it must be at most 64"):
+            finetune(plan("classify", "data.max_length=100"))
+
+    def test_long_documents_are_tagged_by_windows(self, plan: Plan, tmp_path: Path) -> None:
+        words = ["Ada", "lives", "in", "Rome", "."] * 40
+        lines = "".join(f"{word} {tag}\n" for word, tag in zip(words, ["B-PER", "O", "O", "B-LOC", "O"] * 40))
+        path = tmp_path / "long.conll"
+        path.write_text(f"{lines}\n" * 4)
+        run = plan("tag", f"data.train={path}", "tuning.epochs=6", "data.stride=16")
+        found = session._Session(run, Path(run.folder), ALONE, torch.device("cpu"), {})
+        examples = found.examples
+        assert max(len(it.sequences[0]) for it in examples) <= 64
+        judged = sum(label != -100 for it in examples for label in it.target)
+        assert judged == 3 * 200  # each word once
+        assert finetune(run).score == pytest.approx(1.0)
