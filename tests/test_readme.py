@@ -197,6 +197,20 @@ def write_text(folder: Path) -> None:
     (folder / "lines.txt").write_text("\n".join(lines))
 
 
+def write_glue(folder: Path) -> None:
+    """Make two tasks of GLUE, tiny."""
+    tasks = {
+        "RTE": ("label", ("entailment", "not_entailment"), ("train", "dev")),
+        "MNLI": ("gold_label", ("entailment", "neutral", "contradiction"), ("train", "dev_matched")),
+    }
+    for task, (column, labels, splits) in tasks.items():
+        (folder / task).mkdir(parents=True)
+        rows = [f"the list of a text\tthe {label}\t{label}" for label in labels] * 4
+        for split in splits:
+            lines = [f"sentence1\tsentence2\t{column}", *rows]
+            (folder / task / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+
+
 def write_models(folder: Path, text: Path) -> None:
     """Make what the tour leaves, and a model with each head, all with random weights."""
     tokenizer = Tokenizer.train(text.read_text().splitlines(), vocab_size=384)
@@ -217,6 +231,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "README.md", folder)
     write_text(folder / "text")
     write_models(folder, folder / "text" / "lines.txt")
+    write_glue(folder / "glue")
     return folder
 
 

@@ -18,7 +18,10 @@ from modernbert.train.planner import Machines
 
 ROOT = Path(__file__).parents[2]
 MIXTURES = sorted(ROOT.glob("runs/mixtures/*.yaml"))
-RUN_FILES = sorted({*ROOT.glob("runs/**/*.yaml"), *ROOT.glob("src/modernbert/recipes/*.yaml")} - {*MIXTURES})
+BENCHMARKS = sorted(ROOT.glob("runs/glue/*.yaml"))  # tests/evaluate/test_finetuned.py builds them
+RUN_FILES = sorted(
+    {*ROOT.glob("runs/**/*.yaml"), *ROOT.glob("src/modernbert/recipes/*.yaml")} - {*MIXTURES, *BENCHMARKS}
+)
 NAMES = [str(path.relative_to(ROOT)) for path in RUN_FILES]
 
 

@@ -11,7 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from modernbert import telemetry
-from modernbert.cli import benching, checkpoints, corpora, finetuning, planning, tokenizers, training, use
+from modernbert.cli import (
+    benching,
+    checkpoints,
+    corpora,
+    evaluating,
+    finetuning,
+    planning,
+    tokenizers,
+    training,
+    use,
+)
 from modernbert.errors import ModernBertError
 
 VERBS: Mapping[str, Sequence[Callable[..., Any]]] = {
@@ -54,6 +64,7 @@ for panel, verbs in VERBS.items():
         app.command(rich_help_panel=panel)(verb)
 app.add_typer(tokenizers.app, name="tokenizer", rich_help_panel="Train")
 app.add_typer(corpora.app, name="data", rich_help_panel="Train")
+app.add_typer(evaluating.app, name="evaluate", rich_help_panel="Check and convert")
 
 
 @app.callback()
