@@ -7,11 +7,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import contenders, encode_cpu, loader, tables
+from benchmarks import changing_lengths, contenders, encode_cpu, encode_gpu, loader, tables
 from benchmarks.contenders import CONTENDERS, DETERMINISTIC, REFERENCE, Failure, Isolated
 from benchmarks.encode_cpu import Figures
 
@@ -130,3 +133,54 @@ def test_the_loader_is_measured_at_both_lengths(tmp_path: Path, monkeypatch: pyt
         assert row["slowest"] <= row["tokens_per_second"] <= row["fastest"]
         assert row["filled"] > 0.9
         assert 0 <= row["wait_share"] <= 1
+
+
+def _quickly(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The rows of a benchmark of GPUs, tried on a CPU."""
+    name = module.__name__.rpartition(".")[2]
+    monkeypatch.setattr(sys, "argv", [name, "--device", "cpu", "--quick", *OPTIONS.get(name, ())])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    module.main()
+    (path,) = tmp_path.glob(f"{name}_*.json")
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+OPTIONS = {"encode_gpu": ("--peers", "eager")}
+
+
+def test_encoders_are_measured_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = _quickly(encode_gpu, tmp_path, monkeypatch)
+    assert {row["contender"] for row in rows} == {
+        "modernbert fused",
+        "modernbert plain",
+        "transformers sdpa eager",
+    }
+    assert {row["workload"] for row in rows} == set(
+        encode_gpu.workloads("base", is_quick=True, max_length=64)
+    )
+    for row in rows:
+        assert row["slowest"] <= row["tokens_per_second"] <= row["fastest"]
+        assert row["mfu"] > 0
+    large = encode_gpu.workloads("large", is_quick=False, max_length=8192)
+    assert {name: len(lengths) for name, lengths in large.items()} == {"fixed 512": 64, "mixed <= 512": 124}
+
+
+def test_a_peer_that_fails_on_a_gpu_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs_out(sequences: object) -> Any:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    ready = encode_gpu.prepare({"peer": runs_out}, [[5]], torch.device("cpu"))
+    assert ready == {"peer": "failed: CUDA out of memory"}
+
+
+def test_batches_of_changing_lengths_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = _quickly(changing_lengths, tmp_path, monkeypatch)
+    assert [row["batches"] for row in rows] == [2, 3, 4, 5, 6, 7]
+    assert {row["kernels_compiled"] for row in rows} == {0}
+    drawn = changing_lengths.batches(8192, is_quick=False)
+    for most in (4096, 65_536) * 3:
+        lengths = next(drawn)
+        assert min(lengths) >= 1
+        assert max(lengths) <= 8192
+        assert sum(lengths) <= most

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,11 @@ from modernbert.infer import fused, loading, sentence_folder
 from modernbert.infer.embedding_head import DenseConfig, EmbeddingConfig, EmbeddingHead
 from modernbert.infer.encoder import Encoder
 from modernbert.infer.fused import FusedEncoder
+from modernbert.infer.gpu import encoder as gpu
 from modernbert.infer.loading import load
 from modernbert.infer.runner import TorchRunner
 from modernbert.layout import SequenceLayout
+from modernbert.model.config import EncoderConfig
 
 CPU = torch.device("cpu")
 ONE = "The capital of [MASK] is a small town."
@@ -163,6 +166,18 @@ class TestBackends:
         assert not isinstance(runner(encoder).model, FusedEncoder)
         said = [it.getMessage() for it in caplog.records if it.name == "modernbert.infer.loading"]
         assert said == ["backend for cpu, auto: not fused: it is Sunday"]
+
+    def test_on_a_gpu_fused_is_taken_by_name_alone(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(gpu, "refusal", lambda *_: None)
+        chosen = partial(loading._is_fused, EncoderConfig(), torch.device("cuda"), "bf16")
+        assert chosen("fused")
+        with caplog.at_level(logging.INFO, "modernbert.infer.loading"):
+            assert not chosen("auto")
+        assert "not fused: on a GPU it is taken by name alone, until" in caplog.records[-1].getMessage()
+        monkeypatch.setattr(gpu, "IS_AUTOMATIC", True)
+        assert chosen("auto")
 
     def test_a_named_one_never_falls_back(self, masked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fused, "refusal", lambda device, precision: "it is Sunday")
@@ -337,7 +352,8 @@ def test_on_a_gpu(kind: str, folder: Callable[..., Path]) -> None:
     expected = load(folder(kind), device="cpu", backend="plain").encode(TEXTS)
     exact = load(folder(kind), device="cuda", dtype="float32", backend="portable")
     np.testing.assert_allclose(exact.encode(TEXTS), expected, atol=1e-3)
-    for backend in ("auto", "portable"):
+    serves = gpu.refusal(torch.device("cuda"), "bf16", EncoderConfig.preset("tiny")) is None
+    for backend in ("auto", "portable", *(["fused"] if serves else [])):
         encoder = load(folder(kind), device="cuda", backend=backend)
         assert encoder.engine.batch_tokens >= loading.CPU_BATCH_TOKENS
         cosine = torch.nn.functional.cosine_similarity(

@@ -199,6 +199,10 @@ def test_gradients_are_clipped_where_it_is_wanted() -> None:
         ({"betas": [0.9]}, "`betas` is [0.9]; it must be two numbers"),
         ({"eps": 0}, "`eps` is 0.0; it must be above 0"),
         ({"momentum": 1}, "`momentum` is 1.0; it must be at least 0 and below 1"),
+        (
+            {"name": "muon", "fused": True},
+            "`fused` is True; it must be false; only `stable_adamw` has a choice",
+        ),
         ({"clip_norm": 1.0}, "`clip_norm` is 1.0; it must be above 0 with `adamw`, or null"),
         ({"name": "adamw", "clip_norm": 0}, "`clip_norm` is 0.0; it must be above 0 with `adamw`, or null"),
     ],

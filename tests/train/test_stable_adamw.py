@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modernbert.errors import ConfigError
+from modernbert.errors import BackendError, ConfigError
 from modernbert.train.optim import parameter_groups
 from modernbert.train.stable_adamw import StableAdamW
 
@@ -212,6 +213,27 @@ def test_a_parameter_of_half_precision_is_refused() -> None:
         ConfigError, match=r"parameter 0 of its group is torch\.bfloat16; it must be torch\.float32"
     ):
         StableAdamW([param], lr=0.1)
+
+
+def test_fused_without_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match="the fused StableAdamW needs Triton, which is not installed"):
+        StableAdamW([nn.Parameter(torch.ones(2))], lr=0.1, fused=True)
+
+
+def test_fused_on_a_cpu_is_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    weights = []
+    for is_fused in (False, True):
+        params = parameters()
+        optimizer = StableAdamW(params, lr=0.02, fused=is_fused)
+        for param, grad in zip(params, gradients(1), strict=True):
+            param.grad = grad
+        copy.deepcopy(optimizer).step()
+        optimizer.step()
+        weights.append(params)
+    for one, other in zip(*weights, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(

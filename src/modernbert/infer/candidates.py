@@ -13,6 +13,7 @@ from torch import Tensor
 
 from modernbert.infer import fused
 from modernbert.infer.export import export_onnx
+from modernbert.infer.gpu import encoder as gpu
 from modernbert.infer.onnx_runner import OnnxRunner
 from modernbert.infer.runner import Runner, TorchRunner
 from modernbert.model.dialects import to_published
@@ -54,8 +55,8 @@ def collect(encoder: ModernBertModel, *, with_onnx: bool = False) -> list[Candid
         with_onnx: Export it and judge the file too.
 
     Returns:
-        Attention backends, the fused encoder and the padded door, in each dtype; and transformers, if it is
-        installed.
+        Attention backends, the device's fused encoder and the padded door, in each dtype; and transformers,
+        if it is installed.
     """
     device, width = encoder.final_norm.weight.device, encoder.config.head_dim
     dtypes = [name for name in _DTYPES if name != "fp16" or device.type == "cuda"]
@@ -70,6 +71,8 @@ def collect(encoder: ModernBertModel, *, with_onnx: bool = False) -> list[Candid
         for dtype in get_args(fused.FusedPrecision)
         if fused.refusal(device, dtype) is None
     ]
+    if gpu.refusal(device, "bf16", encoder.config) is None:
+        found.append(of_runner("fused", "bf16", TorchRunner(gpu.GpuEncoder(encoder, device), "bf16")))
     found += [_padded(encoder, dtype, side) for dtype in dtypes for side in ("right", "left")]
     return found + _transformers(encoder) + ([_onnx(encoder)] if with_onnx else [])
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 from modernbert.errors import BackendError
 from modernbert.infer.fused_linear import DnnGated, DnnLinear, Int8Gated, Int8Linear
 from modernbert.infer.fused_passes import NativePasses, Passes, TorchPasses
+from modernbert.infer.rearranged import paired
 from modernbert.layout import SequenceLayout
 from modernbert.model.config import EncoderConfig, LayerPlan
 from modernbert.model.encoder import ModernBertModel, check_input
@@ -119,7 +120,7 @@ class _FusedBlock:
         has_norm = isinstance(block.attn_norm, nn.LayerNorm)
         self.attn_norm = _copied(block.attn_norm.weight) if has_norm else None
         self.mlp_norm = _copied(block.mlp_norm.weight)
-        self.Wqkv: Any = linear(_paired(block.attn.Wqkv.weight.detach(), head_dim), dtype)
+        self.Wqkv: Any = linear(paired(block.attn.Wqkv.weight.detach(), head_dim), dtype)
         self.attn_Wo: Any = linear(block.attn.Wo.weight.detach(), dtype)
         self.Wi: Any = gated(block.mlp.Wi.weight.detach(), dtype)
         self.mlp_Wo: Any = linear(block.mlp.Wo.weight.detach(), dtype)
@@ -165,12 +166,6 @@ def _with_filler(input_ids: Tensor, layout: SequenceLayout) -> tuple[Tensor, Seq
     if not filler:
         return input_ids, layout
     return functional.pad(input_ids, (0, filler)), SequenceLayout.of((*layout.lengths, filler))
-
-
-def _paired(weight: Tensor, head_dim: int) -> Tensor:
-    """Permute the rows of queries and keys, so that the two halves of a rotated pair are neighbours."""
-    rows = torch.arange(len(weight)).unflatten(0, (3, -1, 2, head_dim // 2))  # q, k, v; heads; halves
-    return weight[torch.cat((rows[:2].transpose(2, 3).flatten(), rows[2].flatten()))]
 
 
 def _turns(positions: Tensor, head_dim: int, theta: float) -> Tensor:

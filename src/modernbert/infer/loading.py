@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from modernbert import hub
 from modernbert.data.tokenizer import Tokenizer
@@ -18,6 +19,8 @@ from modernbert.infer import fused, sentence_folder
 from modernbert.infer.embedding_head import EmbeddingConfig, EmbeddingHead
 from modernbert.infer.encoder import Encoder
 from modernbert.infer.engine import Engine
+from modernbert.infer.gpu import encoder as gpu
+from modernbert.infer.gpu.encoder import GpuEncoder
 from modernbert.infer.onnx_runner import FOLDER, INT8_FILE, OnnxRunner
 from modernbert.infer.rank import activation_of
 from modernbert.infer.runner import Runner, TorchRunner
@@ -80,10 +83,10 @@ def load(
         device: `cpu`, `cuda`, `cuda:1`, `mps`; None: the best there is.
         dtype: Of the products: `float32`, `bfloat16`, `float16` (GPU), `int8` (CPU). `auto` is exact float32
             on a CPU, and bfloat16 on a GPU that computes in it natively.
-        backend: `fused`: packed weights for a CPU; `onnx`: the folder's exported file; or an attention
-            backend for the plain model (`varlen`, `fa3`, `fa4`, `portable`, `plain`, or one for global and
-            one for windowed layers: `fa3+varlen`). `auto` takes `fused` on a CPU that can, else the fastest
-            attention backend that serves. A named one never falls back.
+        backend: `fused`: re-arranged weights for a CPU, or in bfloat16 for a Hopper GPU; `onnx`: the folder's
+            exported file; or an attention backend for the plain model (`varlen`, `fa3`, `fa4`, `portable`,
+            `plain`, or one for global and one for windowed layers: `fa3+varlen`). `auto` takes `fused` on a
+            CPU that can, else the fastest attention backend that serves. A named one never falls back.
         tokenizer: Folder or hub id of the tokenizer; None: the model's own, which a preset has not.
         revision: Branch, tag or commit of `name` on the hub.
         cache_dir: Where downloads are kept; None: the hub's own cache.
@@ -212,8 +215,8 @@ def _torch_runners(
     parts: _Parts, device: torch.device, precision: str, backend: str
 ) -> tuple[Runner, Runner]:
     """Put a model to work in torch: itself, and its encoder alone."""
-    if _is_fused(device, precision, backend):
-        return _fused_runners(parts.model(mapped=True), "fp32" if precision == "auto" else precision)
+    if _is_fused(parts.config, device, precision, backend):
+        return _fused_runners(parts.model(mapped=True), device, precision)
     model = parts.model().to(device)
     heads.encoder_of(model).backend = backend
     alone = TorchRunner(heads.encoder_of(model), cast(Precision, precision))
@@ -225,9 +228,17 @@ def _torch_runners(
     ), alone
 
 
-def _fused_runners(model: Pretrained, precision: str) -> tuple[Runner, Runner]:
-    encoder = fused.FusedEncoder(heads.encoder_of(model), cast(fused.FusedPrecision, precision))
-    alone = TorchRunner(encoder, "fp32")
+def _fused_runners(model: Pretrained, device: torch.device, precision: str) -> tuple[Runner, Runner]:
+    plain = heads.encoder_of(model)
+    encoder: nn.Module
+    if device.type == "cuda":
+        around: Precision = "bf16"  # of the heads
+        encoder = GpuEncoder(plain, device)
+    else:
+        around = "fp32"
+        exact = "fp32" if precision == "auto" else precision
+        encoder = fused.FusedEncoder(plain, cast(fused.FusedPrecision, exact))
+    alone = TorchRunner(encoder, around)
     if isinstance(model, ModernBertModel):
         return alone, alone
     model.model = encoder
@@ -235,12 +246,12 @@ def _fused_runners(model: Pretrained, precision: str) -> tuple[Runner, Runner]:
     copied = {id(parameter) for parameter in encoder.parameters()}
     for parameter in model.parameters():
         if id(parameter) not in copied:
-            parameter.data = parameter.data.clone()  # out of the mapped file
-    return TorchRunner(model, "fp32"), alone
+            parameter.data = parameter.data.to(device, copy=True)  # out of the mapped file
+    return TorchRunner(model, around), alone
 
 
-def _is_fused(device: torch.device, precision: str, backend: str) -> bool:
-    """Whether the fused encoder is to serve.
+def _is_fused(config: EncoderConfig, device: torch.device, precision: str, backend: str) -> bool:
+    """Whether a fused encoder, the CPU's or the GPU's, is to serve.
 
     Raises:
         BackendError: Only it could, and it cannot.
@@ -249,7 +260,10 @@ def _is_fused(device: torch.device, precision: str, backend: str) -> bool:
         raise BackendError(f"the backend `{backend}` has no int8; choose `auto`, `fused` or `onnx`, on a CPU")
     if backend not in ("auto", "fused"):
         return False
-    why = fused.refusal(device, precision)
+    on_gpu = device.type == "cuda"
+    why = gpu.refusal(device, precision, config) if on_gpu else fused.refusal(device, precision)
+    if why is None and on_gpu and backend == "auto" and not gpu.IS_AUTOMATIC:
+        why = "on a GPU it is taken by name alone, until all of its tests have run on one"
     if why is None:
         log.info("backend for %s, %s: fused", device, precision)
         return True

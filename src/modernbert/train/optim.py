@@ -32,6 +32,7 @@ class OptimizerSettings:
         momentum: Coefficient of the running mean of a hidden matrix's gradient, for `muon`.
         clip_norm: The gradient is scaled down to this norm if it is larger; null for never. For `adamw` only:
             StableAdamW clips each tensor's update, and Muon's does not grow with the gradient.
+        fused: Whether `stable_adamw` steps by Triton kernels on a GPU; off until that is measured.
     """
 
     name: Literal["stable_adamw", "adamw", "muon"] = "stable_adamw"
@@ -39,6 +40,7 @@ class OptimizerSettings:
     eps: float = 1e-6
     momentum: float = 0.95
     clip_norm: float | None = None
+    fused: bool = False
 
     def __post_init__(self) -> None:
         are_right = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
@@ -50,6 +52,10 @@ class OptimizerSettings:
             "clip_norm": (
                 clip is None or (clip > 0 and self.name == "adamw"),
                 "above 0 with `adamw`, or null",
+            ),
+            "fused": (
+                not self.fused or self.name == "stable_adamw",
+                "false; only `stable_adamw` has a choice",
             ),
         }
         for key, (is_right, rule) in rules.items():
@@ -70,7 +76,7 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings, phase: Phase)
     groups = parameter_groups(model, phase.weight_decay)
     lr, betas = phase.learning_rate, (settings.betas[0], settings.betas[1])
     if settings.name == "stable_adamw":
-        return StableAdamW(groups, lr, betas=betas, eps=settings.eps)
+        return StableAdamW(groups, lr, betas=betas, eps=settings.eps, fused=settings.fused)
     for group in groups:
         group["weight_decay"] /= lr
     if settings.name == "muon":

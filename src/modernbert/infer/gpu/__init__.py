@@ -1,0 +1,1 @@
+"""The fused encoder for GPUs: re-arranged weights, passes between products, CUDA graphs."""
