@@ -147,12 +147,14 @@ def test_entities_in_columns(tmp_path: Path) -> None:
         path = tmp_path / "CoNLL-2003" / name
         path.parent.mkdir(exist_ok=True)
         sentence = "Ann NNP I-NP I-PER\ncame\tVBD I-VP O\n \n"
-        path.write_text("-DOCSTART- -X- O O\n\n" + sentence * 30 + "Bob\nwent O")
+        path.write_text("-DOCSTART- -X- O O\n\n" + sentence * 30)
     found = prepared(tmp_path, SUITES["ner"].tasks["conll2003"], tmp_path / "out")
     assert examples(found) == [{"tokens": ["Ann", "came"], "tags": ["I-PER", "O"]}] * 30
     assert found.columns == {"words": "tokens", "tags": "tags"}
-    file = tmp_path / "CoNLL-2003" / "eng.testa"
-    assert found.notes[1].endswith(f"1 of 31 rows left out: `{file}:93`: the word `Bob` has no tag")
+    with path.open("a") as file:
+        file.write("Bob\nwent O")
+    with pytest.raises(InputError, match=r"eng.testb, line 93` is 'Bob'; it must be a word and"):
+        prepared(tmp_path, SUITES["ner"].tasks["conll2003"], tmp_path / "again")
 
 
 def test_dev_pairs_of_mrpc_are_held_out_of_its_training_file(tmp_path: Path) -> None:
@@ -184,21 +186,24 @@ def test_rows_that_cannot_be_used_are_counted_and_named(tmp_path: Path) -> None:
     (note,) = found.notes
     file = tmp_path / "RTE" / "train.tsv"
     assert note == (
-        f"RTE, train: 4 of 104 rows left out: `{file}:102`: it has 3 columns, not 4; "
-        f"`{file}:103`: `sentence1` is ' '; it must be a text; "
-        f"`{file}:104`: `label` is 'maybe'; it must be one of entailment, not_entailment; …"
+        f"RTE, train: 4 of 104 rows left out: `{file}, line 102`: it has 3 columns, not 4; "
+        f"`{file}, line 103`: `sentence1` is ' '; it must be a text; "
+        f"`{file}, line 104`: `label` is 'maybe'; it must be one of entailment, not_entailment; …"
     )
 
 
 def test_many_such_rows_are_refused(tmp_path: Path) -> None:
     jsonl(tmp_path / "rte" / "dev.jsonl", RAINS)
     path = tmp_path / "rte" / "train.jsonl"
-    path.write_text(json.dumps(RAINS) + "\n{broken\n[1]\n")
-    match = r"RTE, train: 2 rows cannot be used and 1 can; the first: `.*train.jsonl:2`: it is not valid JSON"
+    jsonl(path, RAINS, {**RAINS, "label": "maybe"}, {**RAINS, "label": "no"})
+    match = r"RTE, train: 2 rows cannot be used and 1 can; the first: `.*train.jsonl, line 2`: `label` is"
     with pytest.raises(InputError, match=match):
         prepare(str(tmp_path), TASKS["rte"], tmp_path / "out")
+    path.write_text(json.dumps(RAINS) + "\n{broken\n")
+    with pytest.raises(InputError, match=r"train.jsonl, line 2` is not valid JSON"):
+        prepare(str(tmp_path), TASKS["rte"], tmp_path / "out")
     path.write_text("")
-    with pytest.raises(InputError, match="0 rows cannot be used and 0 can; mend"):
+    with pytest.raises(InputError, match="is empty; it must hold examples"):
         prepare(str(tmp_path), TASKS["rte"], tmp_path / "out")
 
 
@@ -206,7 +211,7 @@ def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:
     for split in ("train", "dev"):
         jsonl(tmp_path / "rte" / f"{split}.jsonl", {"sentence1": "a", "sentence_2": "b", "label": 0})
     with pytest.raises(
-        InputError, match=r"train.jsonl:1`: there is no column `sentence2`; did you mean `sen"
+        InputError, match=r"train.jsonl, line 1`: there is no column `sentence2`; did you mean `sen"
     ):
         prepare(str(tmp_path), TASKS["rte"], tmp_path / "out")
 

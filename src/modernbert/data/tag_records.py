@@ -58,7 +58,7 @@ def read_tags(
     """
     found = Columns()
     if not is_url(path) and file_kind(Path(path).name, (*CONLL_SUFFIXES, *TABLE_SUFFIXES)) in CONLL_SUFFIXES:
-        sentences = list(_read_conll(Path(path)))
+        sentences = list(read_conll(Path(path)))
     else:
         table = read_table(path)
         found = tag_columns(table.columns, columns or Columns(), origin=table.path)
@@ -145,7 +145,12 @@ class _Sentence:
     tags: list[str] = field(default_factory=list)
 
 
-def _read_conll(path: Path) -> Iterator[TagRecord]:
+def read_conll(path: Path) -> Iterator[TagRecord]:
+    """Yield the sentences of a file of a word a line, their tags as they stand; see `read_tags`.
+
+    Raises:
+        InputError: The file is damaged, or a line is not a word and a tag.
+    """
     sentence = _Sentence()
     for number, line in enumerate(lines_of(read_whole(path)), 1):
         line = line.strip(" \t\r\n")
@@ -164,7 +169,7 @@ def _read_conll(path: Path) -> Iterator[TagRecord]:
             )
         sentence.line = sentence.line or number
         sentence.words.append(fields[0])
-        sentence.tags.append(fields[-1].strip())
+        sentence.tags.append(fields[-1].split()[-1])  # a word may have spaces in it, a tag has not
     if sentence.words:
         yield _from_words(sentence.words, sentence.tags, f"{path}, line {sentence.line}")
 

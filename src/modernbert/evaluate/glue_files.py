@@ -1,36 +1,30 @@
 """Files of benchmarks, in the layouts in which they are handed round, as rows by column.
 
-GLUE's own files are separated by tabs and quote nothing: a quotation mark is text, balanced or not. What a
-row lacks is told, never passed over: a reader yields the row, or what is wrong with it.
+GLUE's own files are separated by tabs and quote nothing: a quotation mark is text, balanced or not. Some of
+their lines are broken; such a one is told, never passed over.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modernbert.data import corpus
+from modernbert.data.table_rows import lines_of, read_table, read_whole
+from modernbert.data.tag_records import CONLL_SUFFIXES, read_conll
 from modernbert.errors import InputError
 from modernbert.evaluate.suites import DEV, TRAIN, Row, SuiteTask
 
 DEV_IDS = "dev_ids.tsv"
 """Of MRPC: the pairs of ids that are held out of its training file, where there is no file for them."""
 
-DOCUMENT = "-DOCSTART-"
-
 _IDS = ("#1 ID", "#2 ID")
-_TABS = (".tsv", ".txt")
-_SUFFIXES = (*_TABS, ".csv", ".jsonl", ".parquet", ".conll", ".bio", ".iob")
+_TABLES = (".csv", ".jsonl", ".parquet")
+_SUFFIXES = (*_TABLES, ".tsv", *CONLL_SUFFIXES)
 _COMPRESSED = (".gz", ".zst")
 _SHARD = r"(-\d{5}-of-\d{5})?"
-_MAX_LINE_BYTES = 16 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +69,7 @@ def find_task(root: Path, task: SuiteTask) -> Found | None:
 
 
 def read_split(found: Found, task: SuiteTask, split: str) -> Iterator[tuple[str, Row | Broken]]:
-    """Yield each row of a split, with its place, `file:line` (in Parquet, the row), counted from 1.
+    """Yield each row of a split, with its place.
 
     Raises:
         InputError: A file cannot be read.
@@ -91,14 +85,14 @@ def read_split(found: Found, task: SuiteTask, split: str) -> Iterator[tuple[str,
 
 
 def _read(path: Path, task: SuiteTask) -> Iterator[tuple[str, Row | Broken]]:
-    suffix = _suffix(path)
-    if suffix == ".jsonl":
-        return _json_rows(path)
-    if suffix == ".parquet":
-        return _parquet_rows(path)
-    if suffix == ".csv":
-        return _csv_rows(path)
-    return _tagged_rows(path) if task.kind == "tag" else _tab_rows(path, task.header)
+    if _suffix(path) in _TABLES:
+        return ((row.place, row.values) for row in read_table(path).rows)
+    if task.kind == "tag":
+        return (
+            (sentence.place, {"tokens": sentence.text.split(" "), "tags": list(sentence.tags)})
+            for sentence in read_conll(path)
+        )
+    return _tab_rows(path, task.header)
 
 
 def _tab_rows(path: Path, header: tuple[str, ...] | None) -> Iterator[tuple[str, Row | Broken]]:
@@ -109,79 +103,16 @@ def _tab_rows(path: Path, header: tuple[str, ...] | None) -> Iterator[tuple[str,
         if number == 1 and (header is None or {"sentence", "label"} <= {*cells}):
             columns = tuple(cells)
         elif columns is None or len(cells) != len(columns):
-            yield f"{path}:{number}", Broken(f"it has {len(cells)} columns, not {len(columns or ())}")
+            yield f"{path}, line {number}", Broken(f"it has {len(cells)} columns, not {len(columns or ())}")
         else:
-            yield f"{path}:{number}", dict(zip(columns, cells))
+            yield f"{path}, line {number}", dict(zip(columns, cells))
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, Row | Broken]]:
-    with corpus.opened(path) as (_, stream):
-        lines = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
-        columns = None
-        try:
-            for cells in lines:
-                if columns is None:
-                    columns = cells
-                elif cells and len(cells) != len(columns):
-                    reason = f"it has {len(cells)} columns, not {len(columns)}"
-                    yield f"{path}:{lines.line_num}", Broken(reason)
-                elif cells:
-                    yield f"{path}:{lines.line_num}", dict(zip(columns, cells))
-        except (csv.Error, UnicodeDecodeError, OSError, EOFError) as error:
-            raise corpus.damaged(f"{path}:{lines.line_num + 1}", error) from error
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Row | Broken]]:
-    for number, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            row = Broken(f"it is not valid JSON ({error})")
-        is_usable = isinstance(row, dict | Broken)
-        yield f"{path}:{number}", row if is_usable else Broken("it is no JSON object")
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row | Broken]]:
-    parquet = corpus.import_pyarrow("pyarrow.parquet", path)
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}:{number}", row
-    except corpus.PARQUET_DAMAGE as error:
-        if isinstance(error, InputError):
-            raise
-        raise corpus.damaged(f"{path}:{number + 1}", error) from error
-
-
-def _tagged_rows(path: Path) -> Iterator[tuple[str, Row | Broken]]:
-    """Read sentences of a word a line, its tag last, as they stand; fine-tuning turns the tags to BIO."""
-    words: list[str] = []
-    tags: list[str] = []
-    first, broken = 1, ""
-    for number, line in itertools.chain(_lines(path, blank=True), [(0, "")]):
-        cells = line.split()
-        if cells and cells[0] != DOCUMENT:
-            first = first if words else number
-            words.append(cells[0])
-            tags.append(cells[-1])
-            broken = broken or ("" if len(cells) > 1 else f"the word `{cells[0]}` has no tag")
-        elif words:
-            yield f"{path}:{first}", Broken(broken) if broken else {"tokens": words, "tags": tags}
-            words, tags, broken = [], [], ""
-
-
-def _lines(path: Path, *, blank: bool = False) -> Iterator[tuple[int, str]]:
-    """Yield each line, those that are blank only if asked, and its number from 1; a newline ends a line."""
-    number = 0
-    with corpus.opened(path) as (_, stream):
-        while data := corpus.read_bytes(stream.readline, _MAX_LINE_BYTES, f"{path}:{number + 1}"):
-            number += 1
-            line = corpus.decode(data, path, number).removesuffix("\n").removesuffix("\r")
-            if blank or line.strip():
-                yield number, line
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield each line that is not blank, and its number from 1."""
+    for number, line in enumerate(lines_of(read_whole(path)), 1):
+        if line.strip():
+            yield number, line.rstrip("\r\n")
 
 
 def _read_ids(path: Path) -> set[tuple[Any, ...]]:
