@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--attention", nargs="+", default=["varlen"], help="backends, each compiled")
     parser.add_argument("--cases", nargs="+", default=[case.name for case in CASES])
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--fused-optimizer", action="store_true", help="StableAdamW by Triton, besides")
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a tiny model, to try the benchmark itself")
     options = parser.parse_args()
@@ -112,6 +113,10 @@ def measured(case: Case, options: argparse.Namespace) -> Iterator[dict[str, Any]
     }
     for backend in backends:
         ways[f"compiled, {backend}"] = lambda name=backend: ours(case, device, name, steps, compiles=True)
+    if options.fused_optimizer:
+        ways[f"compiled, {backends[-1]}, fused optimizer"] = lambda: ours(
+            case, device, backends[-1], steps, compiles=True, fuses_optimizer=True
+        )
     if not options.no_peer and case.longest * 2 <= case.row_tokens and "mixed" not in case.name:
         ways["transformers, compiled"] = lambda: peer(case, device, steps)
     for name, run in ways.items():
@@ -160,7 +165,15 @@ def rows(case: Case, vocab_size: int) -> list[MaskedBatch]:
     return made
 
 
-def ours(case: Case, device: torch.device, backend: str, steps: int, *, compiles: bool) -> Sequence[float]:
+def ours(
+    case: Case,
+    device: torch.device,
+    backend: str,
+    steps: int,
+    *,
+    compiles: bool,
+    fuses_optimizer: bool = False,
+) -> Sequence[float]:
     """Train by our loop; return the seconds of each step."""
     phase = Phase(
         name="benchmark",
@@ -174,7 +187,7 @@ def ours(case: Case, device: torch.device, backend: str, steps: int, *, compiles
     model = ModernBertForMaskedLM(EncoderConfig.preset(case.preset), backend=backend)
     initialise(model, seed=0)
     spread = Spread(model.to(device), device=device, precision="auto", compiles=compiles)
-    optimizer = build_optimizer(model, OptimizerSettings(), phase)
+    optimizer = build_optimizer(model, OptimizerSettings(fused=fuses_optimizer), phase)
     made = tuple(rows(case, model.config.vocab_size))
     total = case.row_tokens * ROWS_A_STEP
     batches = (
