@@ -71,13 +71,10 @@ def finetune_all(run: FinetuneRun) -> list[Outcome]:
     """Carry out all runs that a run stands for, one after the other; the same call goes on.
 
     Of several, each has its folder below `trials/`; the best one's model is copied to `model/`, and what all
-    came to is written to `trials.json`.
+    came to is written to `trials.json`. It raises what `finetune` raises.
 
     Returns:
         The trials, the best first; those after one that a signal stopped are left out.
-
-    Raises:
-        See `finetune`.
     """
     trials = trials_of(run)
     outcomes = []
