@@ -8,7 +8,7 @@ VENV ?= .venv
 WORKERS ?= 2
 PYTEST_ARGS ?=
 TOUR_ARGS ?=
-BENCHMARKS ?= $(filter-out %/__init__.py %/common.py %/contenders.py %/tables.py,$(wildcard benchmarks/*.py))
+BENCHMARKS ?= $(filter-out %/__init__.py %/common.py %/contenders.py %/finetune_trainer.py %/tables.py,$(wildcard benchmarks/*.py))
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import changing_lengths, contenders, encode_cpu, encode_gpu, loader, tables
+from benchmarks import changing_lengths, contenders, encode_cpu, encode_gpu, finetune, loader, tables
 from benchmarks.contenders import CONTENDERS, DETERMINISTIC, REFERENCE, Failure, Isolated
 from benchmarks.encode_cpu import Figures
+from benchmarks.finetune_trainer import seen
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
@@ -184,3 +185,91 @@ def test_batches_of_changing_lengths_are_counted(tmp_path: Path, monkeypatch: py
         assert min(lengths) >= 1
         assert max(lengths) <= 8192
         assert sum(lengths) <= most
+
+
+def _task_folder(folder: Path) -> Path:
+    """Two data sets of the benchmark of fine-tuning, made up: sentences and tags."""
+    sentences = [{"sentence": f"number {place}", "label": place // 2 % 2} for place in range(20)]
+    tagged = [
+        {"tokens": ["Ada", "lived", "in", "Rome", str(place)], "tags": ["B-PER", "O", "O", "B-LOC", "O"]}
+        for place in range(20)
+    ]
+    for name, test, rows in (("glue_sst2", "dev", sentences), ("wnut17", "test", tagged)):
+        (folder / name).mkdir(parents=True)
+        for split in ("train", test):
+            (folder / name / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def _finetune_result(folder: Path, *options: str) -> dict[str, Any]:
+    data, results = folder / "data", folder / "results"
+    results.mkdir()
+    model = ["--preset", "tiny", "--vocab-size", "320", "--device", "cpu", "--epochs", "1"]
+    paths = ["--data", str(data), "--results", str(results)]
+    finetune.main([*paths, *model, "--limit", "10", "--seeds", "2", *options])
+    (path,) = results.glob("finetune*.json")
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # those of the peer are not ours
+def test_fine_tuning_is_measured_beside_the_peer(tmp_path: Path) -> None:
+    for package in ("accelerate", "transformers", "sklearn", "seqeval"):
+        pytest.importorskip(package, reason="the benchmark needs it")
+    _task_folder(tmp_path / "data")
+    record = _finetune_result(tmp_path, "--only", "glue_sst2", "wnut17")
+    rows = {(row["set"], row["engine"]): row for row in record["rows"]}
+    assert list(rows) == [
+        (name, engine) for name in ("glue_sst2", "wnut17") for engine in (finetune.OURS, finetune.THEIRS)
+    ]
+    for (name, _), row in rows.items():
+        assert row["seeds"] == len(row["scores"]) == {"glue_sst2": 1, "wnut17": 2}[name]
+        assert row["low"] <= row["score"] <= row["high"]
+        assert row["examples_per_second"] > 0
+    assert [it["set"] for it in record["ratios"]] == ["glue_sst2", "wnut17"]
+    assert record["ratios"][0]["quality"] is None  # of one seed
+    assert record["model"] == "random weights, tiny"
+    assert set(record["versions"]) == {"transformers", "accelerate"}
+
+
+def test_fine_tuning_on_a_cpu_is_measured_without_the_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn", reason="needs the extra `finetune`")
+    monkeypatch.setattr(finetune, "CPU_THREADS", 1)
+    monkeypatch.setattr(finetune, "PEER_PACKAGES", ("no_such_package",))
+    _task_folder(tmp_path / "data")
+    record = _finetune_result(tmp_path, "--cpu-time")
+    assert record["benchmark"] == "finetune_cpu"
+    rows = [row for row in record["rows"] if row["engine"] == "modernbert, 1 CPU threads"]
+    assert [row["sentences"] for row in rows] == [10]
+    assert "versions" not in record
+
+
+def test_fine_tuning_is_not_begun_late_or_without_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune.main([])
+    assert "`--data FOLDER` must say" in capsys.readouterr().err
+    _task_folder(tmp_path / "data")
+    record = _finetune_result(tmp_path, "--only", "glue_sst2", "--minutes", "0")
+    assert (record["rows"], record["skipped"]) == ([], ["glue_sst2"])
+
+
+def test_fine_tuning_is_compared_set_by_set() -> None:
+    def row(name: str, engine: str, score: float, rate: float, deviation: float | None) -> dict[str, Any]:
+        more = {"metric": "accuracy", "score": score, "examples_per_second": rate, "deviation": deviation}
+        return {"set": name, "engine": engine, "seeds": 3, **more}
+
+    rows = [
+        row("a", finetune.OURS, 0.80, 900.0, 0.01),
+        row("a", finetune.THEIRS, 0.815, 300.0, 0.02),
+        row("b", finetune.OURS, 0.80, 800.0, 0.01),
+        row("b", finetune.THEIRS, 0.83, 300.0, 0.02),
+        row("c", finetune.OURS, 0.9, 1.0, None),
+        {"set": "c", "engine": finetune.THEIRS, "seeds": 0},
+    ]
+    found = [(it["set"], it["quality"], it["speed"]) for it in finetune.ratios_of(rows)]
+    assert found == [("a", "met", "met"), ("b", "missed", "missed")]
+    assert [seen(step, 10, 4) for step in range(7)] == [0, 4, 8, 10, 14, 18, 20]

@@ -159,3 +159,18 @@ def _alone(length: int) -> Any:
     from modernbert.layout import SequenceLayout
 
     return SequenceLayout.of([length])
+
+
+def test_the_optimizer_works_in_one_pass_over_the_weights_and_as_the_plain_one() -> None:
+    models = [build(), build()]
+    optimizers = [tuning_optimizer(model, TuningSettings()) for model in models]
+    assert all(group["fused"] for group in optimizers[0].param_groups)
+    for group in optimizers[1].param_groups:
+        group.update(fused=False, foreach=False)
+    for _ in range(3):
+        for model, optimizer in zip(models, optimizers):
+            for place, param in enumerate(model.parameters()):
+                param.grad = param.detach() * (place + 1)
+            optimizer.step()
+    for one, other in zip(*(model.parameters() for model in models)):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)

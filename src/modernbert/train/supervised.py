@@ -179,10 +179,15 @@ def tuning_optimizer(model: Pretrained, settings: TuningSettings) -> AdamW:
         {**group, "clip_norm": settings.clip_norm, "lr": settings.learning_rate * group["scale"]}
         for group in _groups(model, settings)
     ]
-    is_cuda = any(param.is_cuda for param in model.parameters())
+    has_kernel = all(param.device.type in ("cpu", "cuda") for param in model.parameters())
     betas = (settings.betas[0], settings.betas[1])
     return AdamW(
-        groups, settings.learning_rate, betas=betas, eps=settings.eps, fused=is_cuda, foreach=not is_cuda
+        groups,
+        settings.learning_rate,
+        betas=betas,
+        eps=settings.eps,
+        fused=has_kernel,
+        foreach=not has_kernel,
     )
 
 

@@ -18,6 +18,7 @@ from modernbert.errors import ConfigError, InputError
 from modernbert.recipes.finetune import session
 from modernbert.recipes.finetune.session import finetune
 from modernbert.recipes.finetune.settings import FinetuneRun
+from modernbert.recipes.finetune.tasks import TASKS
 from modernbert.train.ranks import ALONE
 from modernbert.train.supervised import tune
 
@@ -70,6 +71,17 @@ def test_each_task_learns(task: str, data: str, metric: str, least: float, plan:
     assert result.figures["validation"][metric] == result.score >= least
     losses = [it["loss"] for it in records(["step"])]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("task", ["classify", "tag", "answer", "choose", "prompt"])
+def test_the_examples_of_a_split_are_made_once(
+    task: str, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, made = TASKS[task], []
+    plain = kind.make_examples
+    monkeypatch.setattr(kind, "make_examples", lambda self, split: made.append(split) or plain(self, split))
+    finetune(plan(task, "tuning.epochs=2"))
+    assert sorted(made) == ["train", "validation"]
 
 
 class TestGoingOn:

@@ -51,6 +51,7 @@ class TuningTask(ABC, Generic[Record]):
         self.run = run
         self.texts = texts
         self.splits: Mapping[str, Records[Record]] = splits
+        self._examples: dict[str, list[Example]] = {}
 
     @staticmethod
     @abstractmethod
@@ -76,8 +77,14 @@ class TuningTask(ABC, Generic[Record]):
         """Return what is minimised."""
 
     @abstractmethod
-    def examples(self, split: str) -> list[Example]:
+    def make_examples(self, split: str) -> list[Example]:
         """Turn a split's records into what is learned from."""
+
+    def examples(self, split: str) -> list[Example]:
+        """Return what is learned from a split; it is made once."""
+        if split not in self._examples:
+            self._examples[split] = self.make_examples(split)
+        return self._examples[split]
 
     @abstractmethod
     def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:

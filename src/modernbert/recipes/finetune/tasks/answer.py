@@ -45,7 +45,7 @@ class Answer(TuningTask[AnswerRecord]):
     def objective(self) -> Objective:
         return Spans()
 
-    def examples(self, split: str) -> list[Example]:
+    def make_examples(self, split: str) -> list[Example]:
         return [example for record in self.splits[split].records for example in self._windows(record)]
 
     def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:

@@ -42,7 +42,7 @@ class Choose(TuningTask[ChoiceRecord]):
     def objective(self) -> Objective:
         return Choices()
 
-    def examples(self, split: str) -> list[Example]:
+    def make_examples(self, split: str) -> list[Example]:
         records = self.splits[split].records
         prepared = self._cutter.prepare([(record.prompt, record.choices) for record in records], 0)
         return [

@@ -81,7 +81,7 @@ class Classify(TuningTask[TextRecord]):
             return LabelSets(num_labels=len(self.labels), positive_weights=self._weights())
         return Classes(num_labels=len(self.labels), class_weights=self._weights(), label_smoothing=smoothing)
 
-    def examples(self, split: str) -> list[Example]:
+    def make_examples(self, split: str) -> list[Example]:
         records = self.splits[split].records
         if len(records[0].texts) == 1:
             sequences = self.texts.ids([record.texts[0] for record in records])

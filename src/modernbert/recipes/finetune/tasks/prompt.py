@@ -68,7 +68,7 @@ class Prompt(TuningTask[TextRecord]):
     def objective(self) -> Objective:
         return MaskedWords(vocab_size=self.texts.tokenizer.vocab_size)
 
-    def examples(self, split: str) -> list[Example]:
+    def make_examples(self, split: str) -> list[Example]:
         mask = self.texts.tokenizer.mask_id
         sequences = self._sequences(split)
         return [
@@ -85,7 +85,8 @@ class Prompt(TuningTask[TextRecord]):
             logits, _ = runner(sequences, torch.tensor(places))
             return list(logits[:, self.words].cpu().numpy())
 
-        logits = np.stack(list(computed(compute, self._sequences(split))))
+        sequences = [example.sequences[0] for example in self.examples(split)]
+        logits = np.stack(list(computed(compute, sequences)))
         gold = np.array([self._label(record) for record in records])
         shown = [Shown(text=" | ".join(record.texts), place=record.place) for record in records]
         return evaluated.of_classes(split, gold, logits, self.labels, shown, sampling=sampling)

@@ -46,6 +46,7 @@ class Tag(TuningTask[TagRecord]):
         super().__init__(run, texts, splits)
         train, *others = (split.records for split in splits.values())
         check_tags(train, *others)
+        self._cut: dict[str, list[list[_Window]]] = {}
         self.labels = tag_names(record.tags for record in train)
 
     @staticmethod
@@ -62,16 +63,16 @@ class Tag(TuningTask[TagRecord]):
             label_smoothing=self.run.head.label_smoothing,
         )
 
-    def examples(self, split: str) -> list[Example]:
+    def make_examples(self, split: str) -> list[Example]:
         return [
             Example((window.sequence,), self._target(window, record), record.place)
-            for record, parts in zip(self.splits[split].records, self._cut(split))
+            for record, parts in zip(self.splits[split].records, self._windows_of(split))
             for window in parts
             if window.words
         ]
 
     def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
-        records, cut = self.splits[split].records, self._cut(split)
+        records, cut = self.splits[split].records, self._windows_of(split)
         outputs = computed(partial(per_token, runner), [it.sequence for parts in cut for it in parts])
         predicted = []
         for record, parts in zip(records, cut):
@@ -93,11 +94,13 @@ class Tag(TuningTask[TagRecord]):
     def _ids(self) -> dict[str, int]:
         return {label: index for index, label in enumerate(self.labels)}
 
-    def _cut(self, split: str) -> list[list[_Window]]:
-        """Cut each record of a split into as many windows as it needs."""
-        records = self.splits[split].records
-        pieces = self.texts.pieces([record.text for record in records])
-        return [self._windows(record, it) for record, it in zip(records, pieces)]
+    def _windows_of(self, split: str) -> list[list[_Window]]:
+        """Return each record of a split in as many windows as it needs; they are cut once."""
+        if split not in self._cut:
+            records = self.splits[split].records
+            pieces = self.texts.pieces([record.text for record in records])
+            self._cut[split] = [self._windows(record, it) for record, it in zip(records, pieces)]
+        return self._cut[split]
 
     def _windows(self, record: TagRecord, pieces: Pieces) -> list[_Window]:
         size = self.texts.max_length - self.texts.num_special
