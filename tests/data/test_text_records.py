@@ -227,8 +227,8 @@ class TestFittingTogether:
             (SINGLE, [0, 1], [1.0, "0"]),
             (MULTI, [("a", "b")], [(), ("b",)]),
             (MULTI, [(0.0, 1.0)], [(0.0, 0.0)]),
-            (REGRESSION, [0.5], [7.0]),
-            (REGRESSION, [(0.5, 1.0)], [(3.0, 3.0)]),
+            (REGRESSION, [0.5, 1.5], [7.0]),
+            (REGRESSION, [(0.5, 1.0), (0.5, 2.0)], [(3.0, 3.0)]),
         ],
     )
     def test_what_fits_passes(self, problem: Problem, train: list[Label], other: list[Label]) -> None:
@@ -302,6 +302,12 @@ class TestFittingTogether:
                 [0.5],
                 [(0.5, 1.0)],
                 "`dev.csv, line 2`: the label has 2 numbers, the first to learn from",
+            ),
+            (
+                REGRESSION,
+                [0.5, 0.5],
+                [0.7],
+                "`train.csv, line 2`: this and all other examples to learn from have the label `0.5`;",
             ),
         ],
     )

@@ -129,12 +129,29 @@ def label_name(label: str | float) -> str:
     return str(int(label)) if float(label).is_integer() else repr(label)
 
 
+def shown_names(names: Sequence[str], class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return classes by the names that a file gives their ids, if it gives any.
+
+    Raises:
+        InputError: An id that it gives no name.
+    """
+    if not class_names:
+        return tuple(names)
+    for name in names:
+        if not name.isdecimal() or int(name) >= len(class_names):
+            raise InputError(
+                f"the label {name} has no name; the file names {len(class_names)}, counted from 0: "
+                f"{', '.join(class_names[:20])}; mend the label, or remove its examples"
+            )
+    return tuple(class_names[int(name)] for name in names)
+
+
 def check_labels(train: Sequence[TextRecord], *others: Sequence[TextRecord], problem: Problem) -> None:
     """Make sure that the labels to learn from pose `problem`, and that other files have no further ones.
 
     Raises:
-        InputError: A label of the wrong kind, a class that only another file has, or one class only. The
-            message names file and line.
+        InputError: A label of the wrong kind, a class that only another file has, or one class or number
+            only. The message names file and line.
     """
     check = {
         "regression": _check_numbers,
@@ -147,12 +164,30 @@ def check_labels(train: Sequence[TextRecord], *others: Sequence[TextRecord], pro
     if problem == "regression" or _has_vectors(train):
         for record in (record for records in (train, *others) for record in records):
             _check_width(record, width)
+        if problem == "regression":
+            _check_number(train, list({repr(record.label) for record in train}), 2)
         return
     known = label_names(train)
     _check_number(train, known, 2 if problem == "single_label_classification" else 1)
     for record in (record for records in others for record in records):
         for name in label_names([record]) if record.label is not None else ():
             _check_known(name, known, record)
+
+
+def check_texts(train: Sequence[TextRecord], *others: Sequence[TextRecord]) -> None:
+    """Make sure that all examples are single texts, or all pairs.
+
+    Raises:
+        InputError: Some files have pairs and others have not. The message names file and line.
+    """
+    first = train[0]
+    for record in (records[0] for records in others if records):
+        if len(record.texts) != len(first.texts):
+            own, wanted = ("a pair" if len(it.texts) == 2 else "a single text" for it in (record, first))
+            raise InputError(
+                f"`{record.place}` has {own}, where `{first.place}` has {wanted}; all files must have as "
+                "many texts; set `columns.text` and `columns.text_pair`, or give another file"
+            )
 
 
 # Labels of a file
@@ -229,10 +264,15 @@ def _vector(label: list[Any], row: TableRow) -> tuple[float, ...]:
 
 
 def _reader_of_numbers(labels: list[str]) -> Any:
-    """Return how to read the labels of a file in which all is written as text: as numbers if all are."""
-    if not all(_NUMBER.fullmatch(label) for label in labels):
+    """Return how to read the labels of a file in which all is written as text: as numbers if all are.
+
+    "NaN" among numbers is none.
+    """
+    numbers = [label for label in labels if label.lower() != "nan"]
+    if not numbers or not all(_NUMBER.fullmatch(label) for label in numbers):
         return str
-    return int if all(label.removeprefix("-").isdecimal() for label in labels) else float
+    kind = int if all(label.removeprefix("-").isdecimal() for label in numbers) else float
+    return lambda label: None if label.lower() == "nan" else kind(label)
 
 
 # Remarks and checks

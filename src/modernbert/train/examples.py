@@ -6,8 +6,9 @@ on with the same ones, and each rank finds its own share by itself.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -107,6 +108,20 @@ class ExampleStep:
 def steps_in(num_examples: int, batch_size: int, epochs: float) -> int:
     """Count the steps of so many epochs; the last batch of an epoch may be smaller."""
     return max(1, math.ceil(epochs * math.ceil(num_examples / batch_size)))
+
+
+def examples_in(num_steps: int, num_examples: int, batch_size: int) -> int:
+    """Count the examples that the first steps of a run consume."""
+    epochs, steps = divmod(num_steps, math.ceil(num_examples / batch_size))
+    return epochs * num_examples + min(steps * batch_size, num_examples)
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """Return what tells examples, in this order, from others: a hash of tokens and targets."""
+    found = hashlib.sha256()
+    for example in examples:
+        found.update(repr((example.sequences, example.target)).encode())
+    return found.hexdigest()
 
 
 def batch(examples: Sequence[Example], objective: Objective) -> ExampleBatch:

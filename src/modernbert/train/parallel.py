@@ -186,6 +186,9 @@ class Spread(Generic[Model]):
         copy = cast(Model, blank_like(self.model))
         copy.load_state_dict(whole, assign=True)
         copy.tie_weights()
+        is_trained = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        for name, parameter in copy.named_parameters():
+            parameter.requires_grad_(is_trained[name])
         return copy
 
 

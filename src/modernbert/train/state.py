@@ -244,6 +244,15 @@ def read_clock(folder: Path) -> Clock:
     return Clock(**_read_state(folder)["clock"])
 
 
+def read_loader_state(folder: Path) -> dict[str, Any]:
+    """Return what the loader gave to the `save` of a checkpoint.
+
+    Raises:
+        CheckpointError: A file is missing, cut short or of another format.
+    """
+    return dict(_read_state(folder)["loader"])
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Copy weights, by name, from a model's folder into a model, in place.
 

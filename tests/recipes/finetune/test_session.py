@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import modernbert
+from modernbert import files
 from modernbert.errors import ConfigError, InputError
 from modernbert.recipes.finetune import session
 from modernbert.recipes.finetune.session import finetune
@@ -78,8 +80,8 @@ def test_the_examples_of_a_split_are_made_once(
     task: str, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, made = TASKS[task], []
-    plain = kind.make_examples
-    monkeypatch.setattr(kind, "make_examples", lambda self, split: made.append(split) or plain(self, split))
+    plain = kind._make_examples
+    monkeypatch.setattr(kind, "_make_examples", lambda self, split: made.append(split) or plain(self, split))
     finetune(plan(task, "tuning.epochs=2"))
     assert sorted(made) == ["train", "validation"]
 
@@ -131,10 +133,24 @@ class TestSelection:
             load_file(tmp_path / "run" / "checkpoints" / f"step-{best:09d}" / "model.safetensors"),
         )
 
+    @pytest.mark.parametrize("metric", ["log_loss", "calibration_error"])
+    def test_of_figures_of_which_less_is_better_the_least(
+        self, metric: str, plan: Plan, records: Any, tmp_path: Path
+    ) -> None:
+        """Also where the last is not the best, and with patience."""
+        result = finetune(
+            plan("classify", "tuning.epochs=4", "tuning.learning_rate=3e-2", f"selection.metric={metric}")
+        )
+        scores = {it["step"]: it["figures"][metric] for it in records(["evaluation"])}
+        assert result.score == min(scores.values()) == result.figures["validation"][metric]
+        assert files.read_json(tmp_path / "run" / "about.json")["best_step"] == min(
+            scores, key=lambda step: scores[step]
+        )
+
     def test_looks_several_times_an_epoch(self, plan: Plan, records: Any) -> None:
         finetune(plan("classify", "tuning.epochs=2", "selection.times_an_epoch=3"))
         steps = [it["step"] for it in records(["evaluation"])]
-        assert steps == [3, 5, 7, 10, 12, 14, 14]  # the last is that of the best
+        assert steps == [3, 5, 7, 10, 12, 14]
 
     def test_an_unknown_metric_is_named(self, plan: Plan) -> None:
         with pytest.raises(
@@ -176,6 +192,39 @@ class TestAdapters:
             finetune(run)
         finetune(run)
         assert same(weights(tmp_path / "run"), expected)
+
+
+class TestComputing:
+    @pytest.mark.slow
+    @pytest.mark.compile
+    @pytest.mark.filterwarnings("default")  # the compiler stumbles over its own
+    def test_compiled_layers_learn_the_same(self, plan: Plan, records: Any, tmp_path: Path) -> None:
+        one_step = ["tuning.epochs=1", "tuning.batch_size=72", "data.held_out=0"]
+        run = plan("classify", *one_step, "tuning.learning_rate=1e-4")
+        finetune(run)
+        expected, lines = weights(tmp_path / "run"), records(["step"])
+        (tmp_path / "run").rename(tmp_path / "plain")
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        finetune(replace(run, compile=True))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it did compile
+        assert [it["loss"] for it in records(["step"])] == pytest.approx(
+            [it["loss"] for it in lines], abs=1e-2
+        )
+        found = weights(tmp_path / "run")
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-3, msg=name)
+
+    @pytest.mark.parametrize("task", ["classify", "tag", "answer", "choose", "prompt"])
+    def test_each_task_has_a_deterministic_form(self, task: str, plan: Plan, tmp_path: Path) -> None:
+        run = plan(task, "tuning.epochs=1", "deterministic=true")
+        found = []
+        for _ in range(2):
+            finetune(run)
+            found.append(weights(tmp_path / "run"))
+            (tmp_path / "run").rename(tmp_path / str(len(found)))
+        assert same(*found)
+        assert not torch.are_deterministic_algorithms_enabled()
 
 
 class TestOthersLoadIt:
@@ -224,7 +273,7 @@ class TestData:
         path = tmp_path / "two.csv"
         path.write_text("text,label\na,x\nb,y\n")
         with pytest.raises(
-            InputError, match=r"2 examples of which a share of 0\.1 is held out leave 2 to learn"
+            InputError, match=r"of 2 examples a share of 0\.1 cannot be held out: that leaves 2 to"
         ):
             finetune(plan("classify", f"data.train={path}", "data.held_out=0.1"))
 

@@ -38,6 +38,11 @@ class TestWhich:
         assert names[0] == Path("trials/learning_rate=0.0001-batch_size=4-seed=17")
         assert len(set(names)) == 4
 
+    def test_one_value_to_search_counts_too(self, plan: Plan) -> None:
+        (trial,) = trials_of(plan("classify", "trials.search={tuning.learning_rate: [7e-4]}"))
+        assert trial.run.tuning.learning_rate == 7e-4
+        assert trial.name == "learning_rate=0.0007-seed=17"
+
     def test_folds_hold_out_each_example_once(self, plan: Plan) -> None:
         runs = [trial.run.data for trial in trials_of(plan("classify", "trials.folds=3"))]
         records = list(range(20))
@@ -49,7 +54,7 @@ class TestWhich:
 
     def test_folds_and_a_validation_file(self, plan: Plan) -> None:
         with pytest.raises(ConfigError, match=r"`trials.folds` is 2 and `data.validation` `dev.csv`"):
-            trials_of(plan("classify", "trials.folds=2", "data.validation=dev.csv"))
+            trials_of(plan("classify", "trials.folds=2", "data.validation=dev.csv", "data.held_out=0.1"))
 
     def test_an_unknown_setting_is_named(self, plan: Plan) -> None:
         with pytest.raises(ConfigError, match=r"did you mean `.*learning_rate`"):
@@ -82,3 +87,12 @@ def test_the_best_gives_model_and_report(plan: Plan, tmp_path: Path) -> None:
     spread = files.read_json(folder / "report.json")["findings"]["validation"]["spread"]["accuracy"]
     assert spread["mean"] == pytest.approx(sum(scores[:2]) / 2)
     assert [result.score for _, result in finetune_all(run)] == scores  # it is done, and says so again
+
+
+def test_the_best_by_a_figure_of_which_less_is_better(plan: Plan) -> None:
+    search = "trials.search={tuning.learning_rate: [3e-3, 1e-8]}"
+    outcomes = finetune_all(plan("classify", "tuning.epochs=2", "selection.metric=log_loss", search))
+    scores = [result.score for _, result in outcomes]
+    assert None not in scores
+    assert scores == sorted(scores)  # type: ignore[type-var]
+    assert outcomes[0][0].choice["tuning.learning_rate"] == 3e-3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,13 +36,19 @@ def read_splits(run: FinetuneRun, kind: type[TuningTask[Any]]) -> dict[str, Reco
         if name is not None:
             splits[split] = kind.read(Path(name), run.data)
             log.info("%s: %d examples; %s", name, len(splits[split].records), splits[split].columns.summary())
-            for remark in splits[split].remarks:
-                log.warning("%s: %s", name, remark.summary())
-    if VALIDATION not in splits and (run.data.held_out or run.data.folds):
-        train, validation = held_out(splits[TRAIN].records, run.data)
-        splits[VALIDATION] = replace(splits[TRAIN], records=validation, remarks=Remarks())
-        splits[TRAIN] = replace(splits[TRAIN], records=train)
+    if VALIDATION not in splits and run.data.has_validation:
+        whole = splits[TRAIN]
+        train, validation = held_out(whole.records, run.data, kind.names(run, whole.records))
+        splits[VALIDATION] = replace(whole, records=validation, remarks=Remarks())
+        splits[TRAIN] = replace(whole, records=train)
     return splits
+
+
+def log_remarks(splits: Mapping[str, Records[Any]]) -> None:
+    """Say what should be known of the examples."""
+    for split in splits.values():
+        for remark in split.remarks:
+            log.warning("%s: %s", split.path, remark.summary())
 
 
 def open_texts(run: FinetuneRun, words: Tokenizer) -> Texts:
@@ -65,10 +71,17 @@ def open_texts(run: FinetuneRun, words: Tokenizer) -> Texts:
     return Texts(words, wanted or most)
 
 
-def held_out(records: Sequence[Record], data: LabelledData) -> tuple[list[Record], list[Record]]:
+def held_out(
+    records: Sequence[Record], data: LabelledData, names: Sequence[Set[str]] = ()
+) -> tuple[list[Record], list[Record]]:
     """Split records at random, the order kept: what is learned from, and what is held out of it.
 
     The same settings hold out the same records, whatever the seed of the run.
+
+    Args:
+        records: To split.
+        data: What share, or which part, is held out.
+        names: The labels of each record, if they have any. None is held out whose label would not be learned.
 
     Raises:
         InputError: There is nothing left of one of them.
@@ -79,14 +92,26 @@ def held_out(records: Sequence[Record], data: LabelledData) -> tuple[list[Record
     else:
         begin, end = (place * count // data.folds for place in (data.fold, data.fold + 1))
         part = f"one of {data.folds} parts"
-    if not 0 < end - begin < count:
+    drawn = permute(np.arange(begin, end), count, key_of("held out")).tolist() if begin < end else []
+    chosen = _without_rare(drawn, names) if names else set(drawn)
+    if not 0 < len(chosen) < count:
         raise InputError(
-            f"{count} examples of which {part} is held out leave {count - end + begin} to learn from and "
-            f"{end - begin} to look at; both must be at least 1; give more examples, or name a file as "
-            "`data.validation`"
+            f"of {count} examples {part} cannot be held out: that leaves {count - len(chosen)} to learn from "
+            f"and {len(chosen)} to look at, and both must be at least 1; give more examples, or name a file "
+            "as `data.validation`"
         )
-    chosen = set(permute(np.arange(begin, end), count, key_of("held out")).tolist())
     return (
         [record for index, record in enumerate(records) if index not in chosen],
         [record for index, record in enumerate(records) if index in chosen],
     )
+
+
+def _without_rare(drawn: Sequence[int], names: Sequence[Set[str]]) -> set[int]:
+    """Return the drawn records but for those with a label that no other would teach."""
+    chosen = set(drawn)
+    known = {name for index, own in enumerate(names) if index not in chosen for name in own}
+    for index in sorted(chosen):
+        if not names[index] <= known:
+            chosen.remove(index)
+            known |= names[index]
+    return chosen

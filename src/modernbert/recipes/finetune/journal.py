@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modernbert import files, telemetry
+from modernbert.recipes.finetune.metrics import is_better
 from modernbert.train.supervised import TuningReport
 
 FILE = "metrics.jsonl"
@@ -35,9 +36,9 @@ class Progress:
         """Return the progress after one more step."""
         return replace(self, step=report.step.number, tokens=self.tokens + report.step.num_tokens)
 
-    def judged(self, score: float) -> Progress:
+    def judged(self, metric: str, score: float) -> Progress:
         """Return the progress after a look at the validation."""
-        if self.best is None or score > self.best:
+        if self.best is None or is_better(metric, score, self.best):
             return replace(self, best=score, looks_since=0)
         return replace(self, looks_since=self.looks_since + 1)
 

@@ -45,7 +45,12 @@ LOWER_IS_BETTER = frozenset({"loss", "log_loss", "calibration_error", "mse", "ma
 
 def is_better(name: str, value: float, other: float) -> bool:
     """Whether `value` of the figure `name` is better than `other`."""
-    return value < other if name in LOWER_IS_BETTER else value > other
+    return cost(name, value) < cost(name, other)
+
+
+def cost(name: str, value: float) -> float:
+    """Return what of the figure `name` is the lower the better."""
+    return value if name in LOWER_IS_BETTER else -value
 
 
 def classes(gold: ArrayLike, logits: ArrayLike, labels: Sequence[str]) -> dict[str, float]:

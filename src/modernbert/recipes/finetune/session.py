@@ -6,7 +6,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,32 +16,35 @@ import torch
 from modernbert import config, runtime, telemetry
 from modernbert.data.prefetch import prefetch
 from modernbert.data.tokenizer import Tokenizer
-from modernbert.errors import ConfigError, did_you_mean
+from modernbert.errors import BackendError, ConfigError, InputError, did_you_mean
 from modernbert.infer.runner import TorchRunner
 from modernbert.model.adapter_files import save_adapter
 from modernbert.model.adapters import is_adapted
 from modernbert.model.checkpoint import Pretrained
-from modernbert.recipes.finetune.data import open_texts, read_splits
+from modernbert.recipes.finetune.data import log_remarks, open_texts, read_splits
 from modernbert.recipes.finetune.evaluated import Sampling
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.journal import Journal, Progress
+from modernbert.recipes.finetune.metrics import cost
 from modernbert.recipes.finetune.outcome import MODEL, write_outcome
 from modernbert.recipes.finetune.settings import FinetuneRun
-from modernbert.recipes.finetune.start import begin
+from modernbert.recipes.finetune.start import begin, check_packages
 from modernbert.recipes.finetune.task import QUICK, TEST, TRAIN, VALIDATION, WHOLE, TuningTask
 from modernbert.recipes.finetune.tasks import TASKS
 from modernbert.recipes.run_folder import CHECKPOINTS, check_settings, hold, write_settings
-from modernbert.train.examples import example_steps, steps_in
+from modernbert.train.examples import Example, digest, example_steps, examples_in, steps_in
 from modernbert.train.parallel import Spread
 from modernbert.train.ranks import Ranks, join
 from modernbert.train.schedule import Clock
-from modernbert.train.state import Checkpoints, load_weights, read_clock, restore
+from modernbert.train.state import Checkpoints, load_weights, read_clock, read_loader_state, restore
 from modernbert.train.supervised import tune, tuning_optimizer
 
 log = logging.getLogger(__name__)
 
-# What may differ when a run goes on.
-_FREE_SETTINGS = re.compile(r"`(folder|device|distribution(\..*)?|data\.(train|validation|test))`:")
+# What may differ when a run goes on; of files the path, not the examples.
+_FREE_SETTINGS = re.compile(
+    r"`(folder|device|micro_batch_tokens|distribution(\..*)?|data\.(train|validation|test))`:"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ def finetune(run: FinetuneRun) -> FinetuneResult:
         InputError: The examples cannot be used.
         CheckpointError: The model cannot be found or is damaged.
         DivergenceError: The loss is not finite.
-        BackendError: There is no such device here, or a package is missing.
+        BackendError: There is no such device here, its memory is too small, or a package is missing.
         StorageError: The disk is full or not writable.
     """
     folder = Path(run.folder)
@@ -117,13 +120,16 @@ class _Session:
         self, run: FinetuneRun, folder: Path, ranks: Ranks, device: torch.device, facts: dict[str, Any]
     ) -> None:
         self.run, self.folder, self.ranks, self.device, self.facts = run, folder, ranks, device, facts
+        check_packages(run)
         kind = TASKS[run.task]
         self.words = Tokenizer.from_pretrained(run.model, revision=run.revision)
         self.task: TuningTask[Any] = kind(run, open_texts(run, self.words), read_splits(run, kind))
-        self.examples, self.objective = self.task.examples(TRAIN), self.task.objective()
+        self.examples, self.objective = self._make_examples(), self.task.objective()
+        self.digest = digest([*self.examples, *(self.task.examples(VALIDATION) if self._can_look else [])])
         self.steps_in_epoch = steps_in(len(self.examples), run.tuning.batch_size, 1)
         self.num_steps = steps_in(len(self.examples), run.tuning.batch_size, run.tuning.epochs)
         self.model = begin(run, self.task.kind, self.task.head()).to(device)
+        self.words.check_fits(self.model.config.vocab_size)
         self.spread = Spread(
             self.model,
             device=device,
@@ -142,16 +148,48 @@ class _Session:
     def execute(self) -> FinetuneResult:
         """Train to the end, to a signal, or until nothing gets better."""
         self._restore()
-        total = self.num_steps * self.run.tuning.batch_size
-        done = self.progress.step * self.run.tuning.batch_size
+        done, total = (
+            examples_in(steps, len(self.examples), self.run.tuning.batch_size)
+            for steps in (self.progress.step, self.num_steps)
+        )
         stopped_by = None
-        with (
-            runtime.stop_signals() as stop,
-            telemetry.progress("finetune", total, "examples", done=done) as meter,
-        ):
-            if not self._is_over():
-                stopped_by = self._train(stop, meter)
-        return self._finish(stopped_by)
+        with self._memory_errors():
+            with (
+                runtime.stop_signals() as stop,
+                telemetry.progress("finetune", total, "examples", done=done) as meter,
+            ):
+                if not self._is_over():
+                    stopped_by = self._train(stop, meter)
+            return self._finish(stopped_by)
+
+    def _make_examples(self) -> list[Example]:
+        """Return what is learned from. What is wrong with other splits is found now too, and all remarked."""
+        for split in self.task.splits:
+            self.task.examples(split)
+        log_remarks(self.task.splits)
+        examples = self.task.examples(TRAIN)
+        if not examples:
+            raise InputError(
+                f"`{self.run.data.train}` has no token that a label belongs to; there must be something to "
+                "learn; check that it is the right file"
+            )
+        return examples
+
+    @contextlib.contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Turn the device's want of memory into an error that says what to lower."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            longest = max(example.num_tokens for example in self.examples)
+            most = self.run.micro_batch_tokens
+            remedy = f"lower `micro_batch_tokens`, now {most:,}"
+            if longest >= most:
+                remedy = f"lower `data.max_length`, as the longest example has {longest:,}"
+            raise BackendError(
+                f"the memory of `{self.device}` cannot hold a micro-batch of {max(longest, most):,} tokens "
+                f"with all that training needs; {remedy}, or set `distribution.activation_checkpointing=true`"
+            ) from error
 
     def _train(self, stop: runtime.StopRequest, meter: telemetry.Meter) -> str | None:
         """Take steps; return the signal that ended them, if one did."""
@@ -195,6 +233,11 @@ class _Session:
         before, after = ((it * looks) // self.steps_in_epoch for it in (step - 1, step))
         return before != after or step == self.num_steps
 
+    @property
+    def _can_look(self) -> bool:
+        """Whether there is a validation."""
+        return VALIDATION in self.task.splits
+
     def _is_over(self) -> bool:
         patience = self.run.selection.patience
         waits = patience is not None and self.progress.looks_since >= patience
@@ -202,9 +245,10 @@ class _Session:
 
     def _look(self) -> float | None:
         """Measure the model on the validation; return its score."""
-        if VALIDATION not in self.task.splits:
+        if not self._can_look:
             return None
-        figures = self._measured(VALIDATION, QUICK).figures
+        # Those of the first rank on all, lest they disagree on when to end.
+        figures = self.ranks.from_first(self._measured(VALIDATION, QUICK).figures)
         self.journal.evaluation(self.progress.step, VALIDATION, figures)
         if self.metric not in figures:
             raise ConfigError(
@@ -212,7 +256,7 @@ class _Session:
                 f"{did_you_mean(self.metric, figures)}"
             )
         score = figures[self.metric]
-        self.progress = self.progress.judged(score)
+        self.progress = self.progress.judged(self.metric, score)
         return score
 
     def _measured(self, split: str, sampling: Sampling = WHOLE) -> Findings:
@@ -233,11 +277,11 @@ class _Session:
             self.model,
             self.optimizer,
             clock=Clock(step=self.progress.step, tokens=self.progress.tokens),
-            loader_state=asdict(self.progress),
+            loader_state={"examples": self.digest, **asdict(self.progress)},
             metrics={},
             settings_yaml=config.dump(self.run),
             facts=self.facts,
-            score=None if score is None else -score,
+            score=None if score is None else cost(self.metric, score),
         )
 
     def _open_checkpoints(self) -> Checkpoints:
@@ -263,8 +307,15 @@ class _Session:
         """Go to the newest checkpoint, if there is one."""
         latest = self._from_first(self.checkpoints.latest())
         if latest is not None:
-            state = restore(latest, self.model, self.optimizer, self.ranks)
-            self.progress = Progress(**state.loader_state)
+            progress = read_loader_state(latest)
+            if progress.pop("examples") != self.digest:
+                raise ConfigError(
+                    f"`{self.folder}` holds a run with other examples than `{self.run.data.train}` and what "
+                    "it is validated by hold now; to go on with it, bring those back; for a new run, choose "
+                    "another `folder`"
+                )
+            restore(latest, self.model, self.optimizer, self.ranks)
+            self.progress = Progress(**progress)
             log.info("going on from %s", latest)
         self.journal.cut(self.progress.step if latest else -1)
 
@@ -283,8 +334,6 @@ class _Session:
             assert best is not None  # the last step saved one
             load_weights(self.model, best)
             found = {it: self._measured(it) for it in (VALIDATION, TEST) if it in self.task.splits}
-            for split, findings in found.items():
-                self.journal.evaluation(self.progress.step, split, findings.figures)
             self._write_outcome(found, read_clock(best).step)
         return FinetuneResult(
             model=None if stopped_by else self.folder / MODEL,

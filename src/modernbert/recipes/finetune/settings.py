@@ -18,6 +18,30 @@ from modernbert.train.supervised import TuningSettings
 TaskName = Literal["classify", "tag", "answer", "choose", "prompt"]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
+TAKEN_BY: Mapping[str, tuple[TaskName, ...]] = {
+    "data.label_separator": ("classify",),
+    "data.stride": ("tag", "answer"),
+    "data.columns.text": ("classify", "tag", "prompt"),
+    "data.columns.text_pair": ("classify", "prompt"),
+    "data.columns.label": ("classify", "choose", "prompt"),
+    "data.columns.words": ("tag",),
+    "data.columns.tags": ("tag",),
+    "data.columns.spans": ("tag",),
+    "data.columns.question": ("answer", "choose"),
+    "data.columns.context": ("answer", "choose"),
+    "data.columns.answers": ("answer",),
+    "data.columns.choices": ("choose",),
+    "data.columns.id": ("classify", "answer", "prompt"),
+    "head.problem": ("classify",),
+    "head.pooling": ("classify", "choose"),
+    "head.dropout": ("classify", "tag", "answer", "choose"),
+    "head.label_smoothing": ("classify", "tag"),
+    "head.class_weights": ("classify", "tag"),
+    "head.template": ("prompt",),
+    "head.words": ("prompt",),
+}
+"""The settings that not every task has a use for; the others refuse them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledData:
@@ -58,6 +82,15 @@ class LabelledData:
         has_fold = self.fold is None if self.folds is None else self.fold is not None
         in_range = self.fold is None or 0 <= self.fold < (self.folds or 0)
         _require("fold", self.fold, has_fold and in_range, f"from 0 to below `folds`, {self.folds}")
+        _require("folds", self.folds, not (self.folds and self.validation), "null beside a `validation`")
+        if self.validation is not None:
+            is_idle = self.held_out in (0, LabelledData.held_out)
+            _require("held_out", self.held_out, is_idle, "left out beside a `validation`")
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is something by which checkpoints can be compared."""
+        return self.validation is not None or self.folds is not None or self.held_out > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +215,27 @@ class FinetuneRun:
     def __post_init__(self) -> None:
         _require("micro_batch_tokens", self.micro_batch_tokens, self.micro_batch_tokens >= 1, "at least 1")
         _require("seed", self.seed, 0 <= self.seed < 1 << 63, "at least 0 and below 2^63")
+        self._check_uses()
+
+    def _check_uses(self) -> None:
+        """Refuse what would be without effect."""
+        for name, tasks in TAKEN_BY.items():
+            *path, key = name.split(".")
+            owner: Any = self
+            for part in path:
+                owner = getattr(owner, part)
+            if self.task not in tasks and getattr(owner, key) != getattr(type(owner), key):
+                raise ConfigError(
+                    f"`{name}` is {getattr(owner, key)!r}; `{self.task}` has no use for it, only "
+                    f"{' and '.join(f'`{task}`' for task in tasks)}; leave it out"
+                )
+        for key in ("metric", "patience"):
+            given, selection = getattr(self.selection, key), self.data.has_validation
+            _require(f"selection.{key}", given, given is None or selection, "null where nothing is held out")
+        for key in ("frozen_layers", "new_layers"):
+            count = getattr(self.tuning, key)
+            rule = "0 with an `adapter`, which leaves all layers as they are"
+            _require(f"tuning.{key}", count, self.adapter is None or count == 0, rule)
 
 
 def read_run(path: Path | None, given: Mapping[str, Any], overrides: Iterable[str] = ()) -> FinetuneRun:

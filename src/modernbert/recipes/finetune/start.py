@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
-from modernbert.errors import ConfigError
+from modernbert.errors import BackendError, ConfigError
 from modernbert.model.adapters import add_adapter
 from modernbert.model.checkpoint import Pretrained
 from modernbert.model.config import HeadConfig
@@ -12,6 +14,23 @@ from modernbert.model.heads import encoder_of
 from modernbert.model.init import initialise
 from modernbert.recipes.finetune.settings import FinetuneRun
 from modernbert.train.supervised import freeze
+
+
+def check_packages(run: FinetuneRun) -> None:
+    """Make sure, before anything is learned, that what its evaluation needs is there.
+
+    Raises:
+        BackendError: A package is not installed.
+    """
+    names = {"sklearn": "scikit-learn", "scipy": "scipy", "matplotlib": "matplotlib"}
+    if run.task == "tag":
+        names["seqeval"] = "seqeval"
+    for name, package in names.items():
+        if importlib.util.find_spec(name) is None:
+            raise BackendError(
+                f"`{package}` is not installed, which the figures and the report of a run need; run `pip "
+                "install 'modernbert[finetune]'`"
+            )
 
 
 def begin(run: FinetuneRun, kind: type[Pretrained], head: HeadConfig | None) -> Pretrained:
@@ -24,13 +43,19 @@ def begin(run: FinetuneRun, kind: type[Pretrained], head: HeadConfig | None) -> 
 
     Raises:
         CheckpointError: Nothing found, or files that are damaged.
-        ConfigError: More layers are to be frozen or new than there are.
+        ConfigError: More layers are to be frozen or new than there are, or some both.
     """
     torch.manual_seed(run.seed)
     model = kind.from_pretrained(run.model, revision=run.revision, new_head=head, dtype=torch.float32)
     encoder_of(model).backend = run.attention
     _renew(model, run.tuning.new_layers, run.seed)
     freeze(model, run.tuning.frozen_layers)
+    both, layers = run.tuning.frozen_layers + run.tuning.new_layers, len(encoder_of(model).layers)
+    if both > layers:
+        raise ConfigError(
+            f"`frozen_layers` and `new_layers` are {both} together; they must be at most the model's "
+            f"{layers} layers, as a new layer must be learned"
+        )
     if run.adapter is not None:
         add_adapter(model, run.adapter, seed=run.seed)
     return model

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import ClassVar, Generic
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from modernbert.data.records import Record, Records
+from modernbert.errors import ConfigError
 from modernbert.infer.engine import cut
 from modernbert.infer.outputs import Array
 from modernbert.infer.runner import Runner
@@ -20,13 +21,18 @@ from modernbert.recipes.finetune.metrics import PRIMARY, Problem
 from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
 from modernbert.train.examples import Example, Objective
 
-EVALUATED_TOKENS = 16_384
-"""Of one forward pass where a model is measured."""
-
 WHOLE, QUICK = Sampling(), Sampling(resamples=0)
 """How well figures are known: with intervals, and, while training goes on, without."""
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+Text = TypeVar("Text", contravariant=True)
+
+
+class Encode(Protocol[Text]):
+    """`Texts.ids` or `Texts.pair_ids`."""
+
+    def __call__(self, texts: Sequence[Text], /, *, limit: int | None = None) -> list[list[int]]: ...
 
 
 class TuningTask(ABC, Generic[Record]):
@@ -58,6 +64,14 @@ class TuningTask(ABC, Generic[Record]):
     def read(path: Path, data: LabelledData) -> Records[Record]:
         """Read a file of labelled examples."""
 
+    @staticmethod
+    def names(run: FinetuneRun, records: Sequence[Record]) -> Sequence[Set[str]]:
+        """Return the labels of each record that must be learned to be predicted; none at all: there are none.
+
+        What is held out may have no label that is not learned.
+        """
+        return []
+
     @property
     def metric(self) -> str:
         """The figure by which models are compared; more is better."""
@@ -76,31 +90,70 @@ class TuningTask(ABC, Generic[Record]):
     def objective(self) -> Objective:
         """Return what is minimised."""
 
-    @abstractmethod
-    def make_examples(self, split: str) -> list[Example]:
-        """Turn a split's records into what is learned from."""
-
     def examples(self, split: str) -> list[Example]:
-        """Return what is learned from a split; it is made once."""
+        """Return what is learned from a split. It is made once, and what was cut then is remarked."""
         if split not in self._examples:
-            self._examples[split] = self.make_examples(split)
+            self._examples[split] = self._make_examples(split)
         return self._examples[split]
+
+    @abstractmethod
+    def _make_examples(self, split: str) -> list[Example]:
+        """Turn a split's records into what is learned from."""
 
     @abstractmethod
     def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
         """Measure a model on a split; `sampling` is that of the intervals."""
 
+    def _computed(
+        self, compute: Callable[[list[list[int]]], list[Array]], sequences: Sequence[list[int]]
+    ) -> Iterator[Array]:
+        """Yield a model's output for each sequence, in order, as many at once as make a micro-batch."""
+        done = 0
+        for count in cut([len(sequence) for sequence in sequences], self.run.micro_batch_tokens):
+            yield from compute(list(sequences[done : done + count]))
+            done += count
 
-def computed(
-    compute: Callable[[list[list[int]]], list[Array]], sequences: Sequence[list[int]]
-) -> Iterator[Array]:
-    """Yield a model's output for each sequence, in order; those of one forward pass are computed at once."""
-    done = 0
-    for count in cut([len(sequence) for sequence in sequences], EVALUATED_TOKENS):
-        yield from compute(list(sequences[done : done + count]))
-        done += count
+    def _encoded(
+        self, split: str, encode: Encode[Text], texts: Sequence[Text], places: Sequence[str]
+    ) -> list[list[int]]:
+        """Return the token ids of texts or pairs, and remark the places of those that were cut."""
+        most = self.texts.max_length
+        sequences = encode(texts)
+        full = [index for index, sequence in enumerate(sequences) if len(sequence) == most]
+        longer = encode([texts[index] for index in full], limit=most + 1)
+        cut_places = [places[index] for index, ids in zip(full, longer) if len(ids) > most]
+        for place in dict.fromkeys(cut_places):
+            self._remark_cut(split, place)
+        return sequences
+
+    def _remark_cut(self, split: str, place: str) -> None:
+        self.splits[split].remarks.add(f"text cut at {self.texts.max_length:,} tokens", place)
+
+    def _remark_windows(self, split: str, place: str) -> None:
+        kind = f"text of more than {self.texts.max_length:,} tokens, read by windows"
+        self.splits[split].remarks.add(kind, place)
+
+    def _class_weights(
+        self, labels: Sequence[str], balanced: Callable[[], tuple[float, ...]]
+    ) -> tuple[float, ...]:
+        """Return what each label counts: as given, as `balanced` says, or nothing for all alike.
+
+        Raises:
+            ConfigError: Not as many as there are labels are given.
+        """
+        given = self.run.head.class_weights or ()
+        if given == "balanced":
+            return balanced()
+        if given and len(given) != len(labels):
+            shown = ", ".join(labels[:20]) + (" …" if len(labels) > 20 else "")
+            raise ConfigError(
+                f"`head.class_weights` has {len(given)} numbers for {len(labels)} labels ({shown}); it must "
+                "have one for each, in this order"
+            )
+        return given
 
 
-def overlap(data: LabelledData, size: int) -> int:
-    """Return how many tokens windows of a size share: the run's stride, or half a window if that is less."""
-    return min(data.stride, size // 2)
+def inverse_shares(counts: Sequence[int]) -> tuple[float, ...]:
+    """Return the weights that let labels of so many examples count alike, 1 on the average."""
+    total = sum(counts)
+    return tuple(total / (len(counts) * max(count, 1)) for count in counts)

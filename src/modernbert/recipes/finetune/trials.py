@@ -11,19 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modernbert import config, files
+from modernbert import config, files, telemetry
 from modernbert.errors import ConfigError
 from modernbert.recipes.finetune.about import read_about, write_about
 from modernbert.recipes.finetune.findings import read_findings, write_findings
 from modernbert.recipes.finetune.intervals import spread
+from modernbert.recipes.finetune.metrics import cost
 from modernbert.recipes.finetune.outcome import MODEL
 from modernbert.recipes.finetune.report import write_report
 from modernbert.recipes.finetune.session import FinetuneResult, finetune
-from modernbert.recipes.finetune.settings import FinetuneRun
+from modernbert.recipes.finetune.settings import FinetuneRun, TrialSettings
 
 log = logging.getLogger(__name__)
 
 FOLDER, OUTCOME = "trials", "trials.json"
+SET_BY_TRIALS = ("folder", "seed", "data.fold", "data.folds")
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,22 @@ def trials_of(run: FinetuneRun) -> list[Trial]:
             f"`trials.folds` is {settings.folds} and `data.validation` `{run.data.validation}`; with folds "
             "each part of `data.train` is the validation once; leave one of them out"
         )
+    for name in settings.search:
+        if name in SET_BY_TRIALS or name.startswith("trials"):
+            raise ConfigError(
+                f"`trials.search` has `{name}`, which the trials set themselves; leave it out; for several "
+                "seeds or folds there are `trials.seeds` and `trials.folds`"
+            )
     tree = config.to_tree(run)
     tree.pop("trials")
-    found = [
+    if settings == TrialSettings():
+        return [Trial({}, "", config.build(FinetuneRun, tree))]
+    return [
         _trial(tree, dict(zip(settings.search, values)), seed, fold, settings.folds)
         for values in itertools.product(*settings.search.values())
         for seed in range(run.seed, run.seed + settings.seeds)
         for fold in (range(settings.folds) if settings.folds else [None])
     ]
-    return found if len(found) > 1 else [Trial({}, "", config.build(FinetuneRun, tree))]
 
 
 def finetune_all(run: FinetuneRun) -> list[Outcome]:
@@ -79,18 +88,16 @@ def finetune_all(run: FinetuneRun) -> list[Outcome]:
     trials = trials_of(run)
     outcomes = []
     for number, trial in enumerate(trials, start=1):
-        if len(trials) > 1:
+        if trial.name:
             log.info("trial %d of %d: %s", number, len(trials), trial.name)
         outcomes.append((trial, finetune(trial.run)))
         if outcomes[-1][1].stopped_by is not None:
             return outcomes[::-1]
-    choices = sorted(_by_choice(outcomes), key=_mean_score, reverse=True)
+    choices = sorted(_by_choice(outcomes), key=_mean_cost)
     best_first = [
-        outcome
-        for outcomes_of_choice in choices
-        for outcome in sorted(outcomes_of_choice, key=lambda it: _score(it[1]), reverse=True)
+        outcome for outcomes_of_choice in choices for outcome in sorted(outcomes_of_choice, key=_cost)
     ]
-    if len(trials) > 1:
+    if trials[0].name and telemetry.is_heard():  # of several processes one writes
         _write(Path(run.folder), best_first)
     return best_first
 
@@ -125,12 +132,14 @@ def _by_choice(
     return list(groups.values())
 
 
-def _score(result: FinetuneResult) -> float:
-    return float("-inf") if result.score is None else result.score
+def _cost(outcome: Outcome) -> float:
+    """Return what is the lower the better."""
+    result = outcome[1]
+    return float("inf") if result.score is None else cost(result.metric, result.score)
 
 
-def _mean_score(outcomes: Sequence[Outcome]) -> float:
-    return sum(_score(result) for _, result in outcomes) / len(outcomes)
+def _mean_cost(outcomes: Sequence[Outcome]) -> float:
+    return sum(map(_cost, outcomes)) / len(outcomes)
 
 
 def _write(folder: Path, best_first: Sequence[Outcome]) -> None:
@@ -144,7 +153,7 @@ def _write(folder: Path, best_first: Sequence[Outcome]) -> None:
     assert result.model is not None  # none was stopped
     shutil.rmtree(folder / MODEL, ignore_errors=True)  # that of an earlier call
     with files.atomic_folder(folder / MODEL) as temporary:
-        shutil.copytree(result.model, temporary, dirs_exist_ok=True)
+        _copy(result.model, temporary)
     alike = [outcome for outcome in best_first if outcome[0].choice == best.choice]
     about = replace(
         read_about(Path(best.run.folder)),
@@ -157,6 +166,14 @@ def _write(folder: Path, best_first: Sequence[Outcome]) -> None:
     if result.figures:
         _write_findings(folder, Path(best.run.folder), [it for _, it in alike])
         write_report(folder)
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """Copy the files of a folder; unlike `shutil.copytree`, which hides why it cannot."""
+    for file in sorted(it for it in folder.rglob("*") if it.is_file()):
+        target = to / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def _write_findings(folder: Path, best: Path, alike: Sequence[FinetuneResult]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from modernbert.data.answer_records import read_answers
 from modernbert.data.records import AnswerRecord, Records
+from modernbert.errors import InputError
 from modernbert.infer.answer import Answer as Answering
 from modernbert.infer.answer import Search
 from modernbert.infer.engine import Engine
@@ -21,12 +22,13 @@ from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.metrics import Problem
 from modernbert.recipes.finetune.settings import LabelledData
-from modernbert.recipes.finetune.task import EVALUATED_TOKENS, WHOLE, TuningTask
+from modernbert.recipes.finetune.task import WHOLE, TuningTask
 from modernbert.train.examples import Example
 from modernbert.train.objective import Objective
 from modernbert.train.objectives import Spans
 
 MOST_ANSWER_TOKENS = 30
+TORN = "answer that no window holds whole, learned as none"
 
 
 class Answer(TuningTask[AnswerRecord]):
@@ -45,13 +47,13 @@ class Answer(TuningTask[AnswerRecord]):
     def objective(self) -> Objective:
         return Spans()
 
-    def make_examples(self, split: str) -> list[Example]:
-        return [example for record in self.splits[split].records for example in self._windows(record)]
+    def _make_examples(self, split: str) -> list[Example]:
+        return [example for record in self.splits[split].records for example in self._windows(split, record)]
 
     def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
         records = self.splits[split].records
         inputs = ((record.question, record.context) for record in records)
-        found = Engine(EVALUATED_TOKENS).run(self._answering(runner), inputs)
+        found = Engine(self.run.micro_batch_tokens).run(self._answering(runner), inputs)
         return evaluated.of_answers(
             split,
             [[text for _, text in record.answers] for record in records],
@@ -78,13 +80,20 @@ class Answer(TuningTask[AnswerRecord]):
     def _cutter(self) -> Answering:
         return self._answering(None)
 
-    def _windows(self, record: AnswerRecord) -> Iterator[Example]:
-        (prepared,) = self._cutter.prepare([(record.question, record.context)], 0)
+    def _windows(self, split: str, record: AnswerRecord) -> Iterator[Example]:
+        try:
+            (prepared,) = self._cutter.prepare([(record.question, record.context)], 0)
+        except InputError as error:
+            raise InputError(f"`{record.place}`: {error}") from None
         search: Search = prepared.context
         span = _tokens(record, search)
-        for sequence, (start, end) in zip(prepared.sequences, search.spans):
-            is_inside = span is not None and start <= span[0] and span[1] < end
-            target = tuple(search.before + token - start for token in span) if span and is_inside else (0, 0)
+        holding = [span is not None and start <= span[0] and span[1] < end for start, end in search.spans]
+        if len(holding) > 1:
+            self._remark_windows(split, record.place)
+        if record.answers and not any(holding):
+            self.splits[split].remarks.add(TORN, record.place)
+        for sequence, (start, _), holds in zip(prepared.sequences, search.spans, holding):
+            target = tuple(search.before + token - start for token in span) if span and holds else (0, 0)
             yield Example((sequence,), target, record.place)
 
 

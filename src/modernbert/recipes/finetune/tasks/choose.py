@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import cast
 
 from modernbert.data.choice_records import read_choices
 from modernbert.data.records import ChoiceRecord, Records
-from modernbert.infer.choose import Choose as Choosing
-from modernbert.infer.engine import Engine
+from modernbert.infer.outputs import per_sequence
 from modernbert.infer.runner import Runner
 from modernbert.model.config import HeadConfig
 from modernbert.model.heads import ModernBertForMultipleChoice
@@ -20,7 +18,7 @@ from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.metrics import Problem
 from modernbert.recipes.finetune.settings import LabelledData
-from modernbert.recipes.finetune.task import EVALUATED_TOKENS, WHOLE, TuningTask
+from modernbert.recipes.finetune.task import WHOLE, TuningTask
 from modernbert.train.examples import Example
 from modernbert.train.objective import Objective
 from modernbert.train.objectives import Choices
@@ -42,28 +40,29 @@ class Choose(TuningTask[ChoiceRecord]):
     def objective(self) -> Objective:
         return Choices()
 
-    def make_examples(self, split: str) -> list[Example]:
+    def _make_examples(self, split: str) -> list[Example]:
         records = self.splits[split].records
-        prepared = self._cutter.prepare([(record.prompt, record.choices) for record in records], 0)
+        pairs = [(record.prompt, choice) for record in records for choice in record.choices]
+        places = [record.place for record in records for _ in record.choices]
+        sequences = iter(self._encoded(split, self.texts.pair_ids, pairs, places))
         return [
-            Example(tuple(it.sequences), (len(record.choices), record.label), record.place)
-            for record, it in zip(records, prepared)
+            Example(
+                tuple(islice(sequences, len(record.choices))),
+                (len(record.choices), record.label),
+                record.place,
+            )
+            for record in records
         ]
 
     def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
         records = self.splits[split].records
-        inputs = ((record.prompt, record.choices) for record in records)
-        found = Engine(EVALUATED_TOKENS).run(Choosing(runner, self.texts), inputs)
+        sequences = [ids for example in self.examples(split) for ids in example.sequences]
+        logits = self._computed(partial(per_sequence, runner), sequences)
         return evaluated.of_choices(
             split,
             [cast(int, record.label) for record in records],  # `read_choices` leaves out those without
-            [np.log(answer["scores"]) for answer in found],
+            [list(islice(logits, len(record.choices))) for record in records],
             [Shown(text=record.prompt, place=record.place) for record in records],
             [record.choices for record in records],
             sampling=sampling,
         )
-
-    @cached_property
-    def _cutter(self) -> Choosing:
-        runner: Any = None  # it only cuts
-        return Choosing(runner, self.texts)

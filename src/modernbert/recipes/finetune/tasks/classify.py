@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from modernbert.data.records import Records, TextRecord
 from modernbert.data.text_records import Problem as Form
 from modernbert.data.text_records import (
     check_labels,
+    check_texts,
     guess_problem,
     label_name,
     label_names,
     read_texts,
+    shown_names,
 )
+from modernbert.errors import ConfigError
 from modernbert.infer.outputs import Array, per_sequence, sigmoid
 from modernbert.infer.runner import Runner
 from modernbert.infer.texts import Texts
@@ -29,7 +32,7 @@ from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.metrics import Problem
 from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
-from modernbert.recipes.finetune.task import TRAIN, VALIDATION, WHOLE, TuningTask, computed
+from modernbert.recipes.finetune.task import TRAIN, VALIDATION, WHOLE, TuningTask, inverse_shares
 from modernbert.train.examples import Example
 from modernbert.train.objective import Objective
 from modernbert.train.objectives import Classes, LabelSets, Values
@@ -51,6 +54,8 @@ class Classify(TuningTask[TextRecord]):
         train, *others = (split.records for split in splits.values())
         self.form: Form = run.head.problem or guess_problem(train)
         self.problem = PROBLEMS[self.form]
+        self._check_uses()
+        check_texts(train, *others)
         check_labels(train, *others, problem=self.form)
         self.labels = self._labels(train)
         self._temperature: float | None = None
@@ -59,6 +64,11 @@ class Classify(TuningTask[TextRecord]):
     @staticmethod
     def read(path: Path, data: LabelledData) -> Records[TextRecord]:
         return read_texts(path, data.columns, label_separator=data.label_separator)
+
+    @staticmethod
+    def names(run: FinetuneRun, records: Sequence[TextRecord]) -> Sequence[Set[str]]:
+        is_regression = (run.head.problem or guess_problem(records)) == "regression"
+        return [] if is_regression else [set(label_names([record])) for record in records]
 
     @property
     def takes_pairs(self) -> bool:
@@ -81,12 +91,14 @@ class Classify(TuningTask[TextRecord]):
             return LabelSets(num_labels=len(self.labels), positive_weights=self._weights())
         return Classes(num_labels=len(self.labels), class_weights=self._weights(), label_smoothing=smoothing)
 
-    def make_examples(self, split: str) -> list[Example]:
+    def _make_examples(self, split: str) -> list[Example]:
         records = self.splits[split].records
-        if len(records[0].texts) == 1:
-            sequences = self.texts.ids([record.texts[0] for record in records])
+        places = [record.place for record in records]
+        if self.takes_pairs:
+            pairs = [(record.texts[0], record.texts[1]) for record in records]
+            sequences = self._encoded(split, self.texts.pair_ids, pairs, places)
         else:
-            sequences = self.texts.pair_ids([(record.texts[0], record.texts[1]) for record in records])
+            sequences = self._encoded(split, self.texts.ids, [it.texts[0] for it in records], places)
         return [
             Example((ids,), self._target(record.label), record.place)
             for record, ids in zip(records, sequences)
@@ -95,7 +107,9 @@ class Classify(TuningTask[TextRecord]):
     def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
         examples = self.examples(split)
         sequences = [example.sequences[0] for example in examples]
-        logits = np.stack([np.atleast_1d(it) for it in computed(partial(per_sequence, runner), sequences)])
+        logits = np.stack(
+            [np.atleast_1d(it) for it in self._computed(partial(per_sequence, runner), sequences)]
+        )
         gold = np.array([example.target for example in examples])
         records = self.splits[split].records
         shown = [Shown(text=" | ".join(record.texts), place=record.place) for record in records]
@@ -136,9 +150,7 @@ class Classify(TuningTask[TextRecord]):
     def _shown_labels(self) -> tuple[str, ...]:
         """Return the names that the model's labels have: of ids, those that the file gives, if it does."""
         names = self.splits[TRAIN].class_names
-        if not names or self.problem == "values":
-            return tuple(self.labels)
-        return tuple(names[int(label)] if label.isdecimal() else label for label in self.labels)
+        return tuple(self.labels) if self.problem == "values" else shown_names(self.labels, names)
 
     def _target(self, label: Any) -> int | list[float]:
         if self.problem == "values":
@@ -155,15 +167,26 @@ class Classify(TuningTask[TextRecord]):
         return {name: index for index, name in enumerate(self.labels)}
 
     def _weights(self) -> tuple[float, ...]:
-        """Return what each label counts: as given, or as much as makes all labels count alike."""
-        given = self.run.head.class_weights
-        if given is None:
-            return ()
-        if given != "balanced":
-            return given
+        return self._class_weights(self._shown_labels(), self._balanced)
+
+    def _balanced(self) -> tuple[float, ...]:
+        """Return the weights that make all labels count alike, or each label's presence as its absence."""
         targets = np.array([self._target(record.label) for record in self.splits[TRAIN].records])
-        if self.problem == "label_sets":
-            positives = targets.sum(axis=0).clip(min=1)
-            return tuple(((len(targets) - positives).clip(min=1) / positives).tolist())
-        counts = np.bincount(targets, minlength=len(self.labels))
-        return tuple((len(targets) / (len(self.labels) * counts)).tolist())
+        if self.problem == "classes":
+            return inverse_shares(np.bincount(targets, minlength=len(self.labels)).tolist())
+        positives = targets.sum(axis=0).clip(min=1)
+        return tuple(((len(targets) - positives).clip(min=1) / positives).tolist())
+
+    def _check_uses(self) -> None:
+        """Refuse settings of the loss that this problem has not."""
+        head = self.run.head
+        idle = {
+            "label_smoothing": head.label_smoothing > 0 and self.problem != "classes",
+            "class_weights": head.class_weights is not None and self.problem == "values",
+        }
+        for name, is_idle in idle.items():
+            if is_idle:
+                raise ConfigError(
+                    f"`head.{name}` is {getattr(head, name)!r}; {self.form} has no use for it; leave it out, "
+                    "or set `head.problem` if these labels are something else"
+                )

@@ -6,7 +6,7 @@ So few examples go a long way, and no new head is drawn (ModernBERT-Instruct, ar
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -16,8 +16,15 @@ import numpy as np
 import torch
 
 from modernbert.data.records import Records, TextRecord
-from modernbert.data.text_records import check_labels, label_name, label_names, read_texts
-from modernbert.errors import ConfigError
+from modernbert.data.text_records import (
+    check_labels,
+    check_texts,
+    label_name,
+    label_names,
+    read_texts,
+    shown_names,
+)
+from modernbert.errors import ConfigError, did_you_mean
 from modernbert.infer.outputs import Array
 from modernbert.infer.runner import Runner
 from modernbert.infer.texts import Texts
@@ -28,12 +35,15 @@ from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.metrics import Problem
 from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
-from modernbert.recipes.finetune.task import TRAIN, WHOLE, TuningTask, computed
+from modernbert.recipes.finetune.task import TRAIN, WHOLE, TuningTask
 from modernbert.train.examples import Example
 from modernbert.train.objective import Objective
 from modernbert.train.objectives import MaskedWords
 
 MASK, TEXT, TEXT_PAIR = "[MASK]", "{text}", "{text_pair}"
+
+SPARE = 8
+"""Tokens by which a text may become more where a template's letters touch it."""
 
 _PLACES = re.compile(r"(\{text(?:_pair)?\})")
 
@@ -47,16 +57,20 @@ class Prompt(TuningTask[TextRecord]):
     def __init__(self, run: FinetuneRun, texts: Texts, splits: Mapping[str, Records[TextRecord]]) -> None:
         super().__init__(run, texts, splits)
         train, *others = (split.records for split in splits.values())
+        check_texts(train, *others)
         check_labels(train, *others, problem="single_label_classification")
         names = label_names(train)
-        shown = splits[TRAIN].class_names
-        self.labels = [shown[int(name)] if shown and name.isdecimal() else name for name in names]
+        self.labels = shown_names(names, splits[TRAIN].class_names)
         self._index = {name: index for index, name in enumerate(names)}
         self._template = self._checked_template()
 
     @staticmethod
     def read(path: Path, data: LabelledData) -> Records[TextRecord]:
         return read_texts(path, data.columns)
+
+    @staticmethod
+    def names(run: FinetuneRun, records: Sequence[TextRecord]) -> Sequence[Set[str]]:
+        return [set(label_names([record])) for record in records]
 
     @property
     def takes_pairs(self) -> bool:
@@ -68,12 +82,11 @@ class Prompt(TuningTask[TextRecord]):
     def objective(self) -> Objective:
         return MaskedWords(vocab_size=self.texts.tokenizer.vocab_size)
 
-    def make_examples(self, split: str) -> list[Example]:
+    def _make_examples(self, split: str) -> list[Example]:
         mask = self.texts.tokenizer.mask_id
-        sequences = self._sequences(split)
         return [
             Example((ids,), [(ids.index(mask), self.words[self._label(it)])], it.place)
-            for it, ids in zip(self.splits[split].records, sequences)
+            for it, ids in zip(self.splits[split].records, self._sequences(split))
         ]
 
     def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
@@ -86,7 +99,7 @@ class Prompt(TuningTask[TextRecord]):
             return list(logits[:, self.words].cpu().numpy())
 
         sequences = [example.sequences[0] for example in self.examples(split)]
-        logits = np.stack(list(computed(compute, sequences)))
+        logits = np.stack(list(self._computed(compute, sequences)))
         gold = np.array([self._label(record) for record in records])
         shown = [Shown(text=" | ".join(record.texts), place=record.place) for record in records]
         return evaluated.of_classes(split, gold, logits, self.labels, shown, sampling=sampling)
@@ -96,9 +109,12 @@ class Prompt(TuningTask[TextRecord]):
         """The id of the word of each label.
 
         Raises:
-            ConfigError: A word is more than one token, or two labels have one word.
+            ConfigError: A word is more than one token, two labels have one word, or a word is of no label.
         """
         given = self.run.head.words or {}
+        for label in given:
+            if label not in self.labels:
+                raise ConfigError(f"`head.words` has `{label}`, no label{did_you_mean(label, self.labels)}")
         words = [given.get(label, label) for label in self.labels]
         encoded = self.texts.tokenizer.encode_batch([f" {word}" for word in words], special=False)
         for label, word, ids in zip(self.labels, words, encoded):
@@ -128,18 +144,32 @@ class Prompt(TuningTask[TextRecord]):
         return template
 
     def _sequences(self, split: str) -> list[list[int]]:
-        """Return completed templates as tokens, with as much of each text as there is room for."""
+        """Return completed templates as tokens, with as much of each text as there is room for.
+
+        Raises:
+            ConfigError: There is no room for any.
+        """
         mask = self.texts.tokenizer.token(self.texts.tokenizer.mask_id)
         frame = self._template.replace(MASK, mask)
-        texts = [record.texts for record in self.splits[split].records]
-        room = self.texts.max_length - len(self.texts.ids([frame])[0])
-        shares = [self._cut(parts, room // len(parts)) for parts in texts]
-        return self.texts.ids([_filled(frame, parts) for parts in shares])
+        most, width = self.texts.max_length, 1 + self.takes_pairs
+        size = len(self.texts.tokenizer.encode(frame)) + SPARE * width
+        if most - size < width:
+            raise ConfigError(
+                f"`head.template` is {self.run.head.template!r}, of {size:,} tokens; it must leave room "
+                f"for a text in the {most:,} of a sequence; shorten it, or raise `data.max_length`"
+            )
+        filled = []
+        for record in self.splits[split].records:
+            parts = [part.replace(mask, " ") for part in record.texts]
+            kept = self._cut(parts, (most - size) // width)
+            if any(part[len(text) :].strip() for part, text in zip(parts, kept)):
+                self._remark_cut(split, record.place)
+            filled.append(_filled(frame, kept))
+        return self.texts.ids(filled)
 
-    def _cut(self, parts: tuple[str, ...], room: int) -> list[str]:
-        """Cut texts after so many tokens; a mask that stands in a text is no mask of ours."""
-        mask = self.texts.tokenizer.token(self.texts.tokenizer.mask_id)
-        pieces = self.texts.pieces([part.replace(mask, " ") for part in parts], limit=room)
+    def _cut(self, parts: list[str], room: int) -> list[str]:
+        """Cut texts after so many tokens."""
+        pieces = self.texts.pieces(parts, limit=room)
         return [it.text[: it.offsets[-1][1]] if it.offsets else "" for it in pieces]
 
 

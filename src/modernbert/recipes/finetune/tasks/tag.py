@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.metrics import Problem
 from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
-from modernbert.recipes.finetune.task import TRAIN, WHOLE, TuningTask, computed, overlap
+from modernbert.recipes.finetune.task import TRAIN, WHOLE, TuningTask, inverse_shares
 from modernbert.train.examples import Example
 from modernbert.train.objective import Objective
 from modernbert.train.objectives import TokenClasses
@@ -46,12 +47,16 @@ class Tag(TuningTask[TagRecord]):
         super().__init__(run, texts, splits)
         train, *others = (split.records for split in splits.values())
         check_tags(train, *others)
-        self._cut: dict[str, list[list[_Window]]] = {}
         self.labels = tag_names(record.tags for record in train)
+        self._parts: dict[str, list[list[_Window]]] = {}
 
     @staticmethod
     def read(path: Path, data: LabelledData) -> Records[TagRecord]:
         return read_tags(path, data.columns)
+
+    @staticmethod
+    def names(run: FinetuneRun, records: Sequence[TagRecord]) -> Sequence[Set[str]]:
+        return [set(tag_names([record.tags])) for record in records]
 
     def head(self) -> HeadConfig:
         return HeadConfig(labels=tuple(self.labels), dropout=self.run.head.dropout)
@@ -59,21 +64,25 @@ class Tag(TuningTask[TagRecord]):
     def objective(self) -> Objective:
         return TokenClasses(
             num_labels=len(self.labels),
-            class_weights=self._weights(),
+            class_weights=self._class_weights(self.labels, self._balanced),
             label_smoothing=self.run.head.label_smoothing,
         )
 
-    def make_examples(self, split: str) -> list[Example]:
+    def _make_examples(self, split: str) -> list[Example]:
+        for record, parts in zip(self.splits[split].records, self._cut(split)):
+            if len(parts) > 1:
+                self._remark_windows(split, record.place)
         return [
             Example((window.sequence,), self._target(window, record), record.place)
-            for record, parts in zip(self.splits[split].records, self._windows_of(split))
+            for record, parts in zip(self.splits[split].records, self._cut(split))
             for window in parts
             if window.words
         ]
 
     def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
-        records, cut = self.splits[split].records, self._windows_of(split)
-        outputs = computed(partial(per_token, runner), [it.sequence for parts in cut for it in parts])
+        records, cut = self.splits[split].records, self._cut(split)
+        sequences = [window.sequence for parts in cut for window in parts]
+        outputs = self._computed(partial(per_token, runner), sequences)
         predicted = []
         for record, parts in zip(records, cut):
             tags = [self._unread] * len(record.tags)
@@ -94,17 +103,17 @@ class Tag(TuningTask[TagRecord]):
     def _ids(self) -> dict[str, int]:
         return {label: index for index, label in enumerate(self.labels)}
 
-    def _windows_of(self, split: str) -> list[list[_Window]]:
-        """Return each record of a split in as many windows as it needs; they are cut once."""
-        if split not in self._cut:
+    def _cut(self, split: str) -> list[list[_Window]]:
+        """Cut each record of a split, once, into as many windows as it needs."""
+        if split not in self._parts:
             records = self.splits[split].records
             pieces = self.texts.pieces([record.text for record in records])
-            self._cut[split] = [self._windows(record, it) for record, it in zip(records, pieces)]
-        return self._cut[split]
+            self._parts[split] = [self._windows(record, it) for record, it in zip(records, pieces)]
+        return self._parts[split]
 
     def _windows(self, record: TagRecord, pieces: Pieces) -> list[_Window]:
         size = self.texts.max_length - self.texts.num_special
-        spans = windows(len(pieces.ids), size, overlap(self.run.data, size))
+        spans = windows(len(pieces.ids), size, min(self.run.data.stride, size // 2))
         before = self.texts.surround([-1]).index(-1)
         tokens = _first_tokens(record, pieces)
         return [
@@ -121,16 +130,9 @@ class Tag(TuningTask[TagRecord]):
             target[place] = self._ids[record.tags[word]]
         return target
 
-    def _weights(self) -> tuple[float, ...]:
-        given = self.run.head.class_weights
-        if given != "balanced":
-            return given or ()
-        counts = dict.fromkeys(self.labels, 0)
-        for record in self.splits[TRAIN].records:
-            for tag in record.tags:
-                counts[tag] += 1
-        mean = sum(counts.values()) / len(counts)
-        return tuple(mean / max(count, 1) for count in counts.values())
+    def _balanced(self) -> tuple[float, ...]:
+        counts = Counter(tag for record in self.splits[TRAIN].records for tag in record.tags)
+        return inverse_shares([counts[label] for label in self.labels])
 
 
 def _first_tokens(record: TagRecord, pieces: Pieces) -> dict[int, int]:

@@ -1,0 +1,138 @@
+"""Fine-tuning by two processes (gloo, CPU): the losses and weights of one, whoever goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from modernbert import config, files
+from modernbert.recipes.finetune import outcome
+from modernbert.recipes.finetune.session import finetune
+from modernbert.recipes.finetune.settings import FinetuneRun
+
+from .conftest import Labelled
+
+pytest.importorskip("sklearn", reason="needs the extra `finetune`")
+pytest.importorskip("seqeval", reason="needs the extra `finetune`")
+pytest.importorskip("peft", reason="needs the extra `finetune`")
+pytestmark = pytest.mark.slow
+
+LAUNCHED = Path(__file__).with_name("launched.py")
+SOURCE = LAUNCHED.parents[3] / "src"
+
+Plan = Callable[..., FinetuneRun]
+
+RUNS: dict[str, tuple[str, list[str]]] = {
+    "classify by ddp": ("classify", []),
+    "classify by fsdp": ("classify", ["distribution.strategy=fsdp", "tuning.frozen_layers=1"]),
+    "tag by ddp": ("tag", ["tuning.layer_decay=0.8"]),
+    "tag by fsdp": ("tag", ["distribution.strategy=fsdp", "head.class_weights=balanced"]),
+    "lora by ddp": ("classify", ["adapter.kind=lora", "adapter.rank=4"]),
+    "stopped as two": ("classify", ["distribution.strategy=fsdp"]),
+    "stopped as one": ("classify", ["distribution.strategy=fsdp"]),
+    "two seeds": ("classify", ["trials.seeds=2"]),
+}
+STOP = 9
+
+
+def losses(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
+    return [line["loss"] for line in lines if line["event"] == "step"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def check_equal(folder: Path, other: Path) -> None:
+    assert losses(folder) == pytest.approx(losses(other), abs=1e-5)
+    found, expected = weights(folder), weights(other)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def stopped(run: FinetuneRun) -> None:
+    """Carry a run on in this process up to a step."""
+    from .test_session import stopping_after
+
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(STOP, patch)
+        assert finetune(run).stopped_by == "SIGTERM"
+
+
+@pytest.fixture
+def model(labelled: Labelled, tmp_path: Path) -> Path:
+    """One without dropout, as what is drawn depends on how the examples are spread."""
+    folder = shutil.copytree(labelled.model, tmp_path / "model")
+    tree = files.read_json(folder / "config.json")
+    files.write_json(folder / "config.json", {**tree, "attn_out_dropout": 0.0})
+    return folder
+
+
+def test_two_processes_give_what_one_gives(
+    plan: Plan, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome, "write_report", print)  # whose drawings take time
+
+    def planned(name: str, where: str) -> FinetuneRun:
+        task, overrides = RUNS[name]
+        # Learning at a rate at which what rounding changes stays small.
+        slow = [f"model={model}", "tuning.learning_rate=1e-4", "micro_batch_tokens=48", "tuning.batch_size=7"]
+        return plan(task, *slow, *overrides, f"folder={tmp_path / where / name}")
+
+    wanted = []
+    for name in RUNS:
+        run = planned(name, "two")
+        if name == "stopped as one":
+            stopped(run)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config.to_tree(run)), encoding="utf-8")
+        wanted.append(f"{path}@{STOP}" if name == "stopped as two" else str(path))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(LAUNCHED), *wanted],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("validation: accuracy") == 5, "one process speaks"
+
+    for name in RUNS:
+        if name == "two seeds":
+            continue
+        one, two = planned(name, "one"), tmp_path / "two" / name
+        finetune(one)
+        if name == "stopped as two":
+            assert len(losses(two)) == STOP
+            finetune(planned(name, "two"))
+        check_equal(two, Path(one.folder))
+        abouts = [files.read_json(folder / "about.json") for folder in (two, Path(one.folder))]
+        assert abouts[0]["num_trained"] == abouts[1]["num_trained"]
+    assert files.read_json(tmp_path / "two" / "tag by ddp" / "facts.json")["processes"] == 2
+    adapters = [
+        load_file(tmp_path / where / "lora by ddp" / "adapter" / "adapter_model.safetensors")
+        for where in ("one", "two")
+    ]
+    assert adapters[0].keys() == adapters[1].keys()
+
+    seeds = tmp_path / "two" / "two seeds"
+    best = files.read_json(seeds / "trials.json")["best_first"][0]["trial"]
+    assert len(list((seeds / "trials").iterdir())) == 2
+    assert all(
+        torch.equal(tensor, weights(seeds / "trials" / best)[name]) for name, tensor in weights(seeds).items()
+    )
