@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modernbert.layout import SequenceLayout
-from modernbert.train.examples import Example, ExampleStep, batch, example_steps, rows_of, steps_in
+from modernbert.train.examples import Example, ExampleStep, batch, cut_rows, example_steps, steps_in
+from modernbert.train.objective import Objective
 from modernbert.train.ranks import Ranks
 
 
-class Named:
+class Named(Objective):
     """Targets are numbers that name the examples."""
 
     def collate(self, targets: Sequence[Any], lengths: Sequence[int]) -> Tensor:
@@ -25,6 +26,9 @@ class Named:
 
     def weight(self, targets: Tensor) -> float:
         return float(len(targets))
+
+    def num_judged(self, targets: Tensor) -> int:
+        return len(targets)
 
     def loss(
         self, model: Any, input_ids: Tensor, layout: SequenceLayout, targets: Tensor
@@ -54,7 +58,7 @@ class TestRows:
     def test_hold_each_example_once_in_order_and_no_more_than_fits(
         self, lengths: list[int], row_tokens: int
     ) -> None:
-        rows = list(rows_of(made(lengths), OBJECTIVE, row_tokens=row_tokens))
+        rows = [batch(row, OBJECTIVE) for row in cut_rows(made(lengths), row_tokens)]
         assert [name for row in rows for name in row.targets.tolist()] == list(range(len(lengths)))
         assert all(row.layout.num_tokens <= row_tokens or row.layout.num_sequences == 1 for row in rows)
         assert [length for row in rows for length in row.layout.lengths] == lengths

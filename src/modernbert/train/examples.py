@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from modernbert.data.counter_random import key_of, permute
 from modernbert.layout import SequenceLayout, pack
+from modernbert.train.objective import Objective
 from modernbert.train.ranks import ALONE, Ranks
 
 
@@ -39,16 +40,6 @@ class Example:
     @property
     def num_tokens(self) -> int:
         return sum(map(len, self.sequences))
-
-
-class Objective(Protocol):
-    """What is minimised: see `train.objectives`."""
-
-    def collate(self, targets: Sequence[Any], lengths: Sequence[int]) -> Tensor: ...
-    def weight(self, targets: Tensor) -> float: ...
-    def loss(
-        self, model: Any, input_ids: Tensor, layout: SequenceLayout, targets: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +123,6 @@ def batch(examples: Sequence[Example], objective: Objective) -> ExampleBatch:
     return ExampleBatch(ids, layout, targets, objective, objective.weight(targets))
 
 
-def rows_of(examples: Sequence[Example], objective: Objective, *, row_tokens: int) -> Iterator[ExampleBatch]:
-    """Pack examples, in order, into rows of at most `row_tokens`; a longer example has one to itself."""
-    return (batch(row, objective) for row in _cut(examples, row_tokens))
-
-
 def example_steps(
     examples: Sequence[Example],
     objective: Objective,
@@ -180,7 +166,7 @@ def _own_rows(
 ) -> tuple[ExampleBatch, ...]:
     """Make a rank's rows, and as many beside them that count nothing as bring it to the most of any rank."""
     ends = [rank * len(examples) // ranks.size for rank in range(ranks.size + 1)]
-    shares = [_cut(examples[begin:end], row_tokens) for begin, end in pairwise(ends)]
+    shares = [cut_rows(examples[begin:end], row_tokens) for begin, end in pairwise(ends)]
     own = [batch(row, objective) for row in shares[ranks.rank]]
     missing = max(map(len, shares)) - len(own)
     if not missing:
@@ -189,8 +175,8 @@ def _own_rows(
     return (*own, *[replace(batch([smallest], objective), weight=0.0, counts=False)] * missing)
 
 
-def _cut(examples: Sequence[Example], row_tokens: int) -> list[list[Example]]:
-    """Cut examples, in order, into as many as fit into a row."""
+def cut_rows(examples: Sequence[Example], row_tokens: int) -> list[list[Example]]:
+    """Cut examples, in order, into rows of at most `row_tokens`; a longer example has one to itself."""
     rows: list[list[Example]] = []
     filled = 0
     for example in examples:

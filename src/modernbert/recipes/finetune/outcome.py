@@ -12,7 +12,7 @@ from modernbert.data.tokenizer import Tokenizer
 from modernbert.model.adapter_files import save_adapter
 from modernbert.model.adapters import merged
 from modernbert.model.checkpoint import Pretrained
-from modernbert.recipes.finetune.about import About, DataPart, read_about, write_about
+from modernbert.recipes.finetune.about import About, DataPart, write_about
 from modernbert.recipes.finetune.card import model_card
 from modernbert.recipes.finetune.findings import Findings, write_findings
 from modernbert.recipes.finetune.journal import Progress
@@ -47,11 +47,13 @@ def write_outcome(
     """
     for findings in found.values():
         write_findings(folder, findings)
-    write_about(folder, _about(task, folder, model, progress, best_step))
+    about = _about(task, folder, model, progress, best_step)
+    write_about(folder, about)
     _write_model(task, folder, model, words)
     if found:
         write_report(folder)
-    write_card(folder, task.run, list(found.values()), facts)
+    card = model_card(about, list(found.values()), settings=config.to_tree(task.run), facts=facts)
+    files.write_text(folder / MODEL / "README.md", card)
 
 
 def _about(
@@ -98,10 +100,3 @@ def _write_model(task: TuningTask[Any], folder: Path, model: Pretrained, words: 
     with files.atomic_folder(folder / MODEL) as temporary:
         model.save_pretrained(temporary)
         words.save_pretrained(temporary, model_max_length=model.config.max_position_embeddings)
-
-
-def write_card(folder: Path, run: Any, found: list[Findings], facts: Mapping[str, Any]) -> None:
-    """Write the model's card beside the model of a run."""
-    about = read_about(folder)
-    text = model_card(about, found, settings=config.to_tree(run), facts=facts)
-    files.write_text(folder / MODEL / "README.md", text)

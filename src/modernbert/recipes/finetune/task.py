@@ -19,7 +19,8 @@ from modernbert.recipes.finetune.evaluated import Sampling
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.metrics import PRIMARY, Problem
 from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
-from modernbert.train.examples import Example, Objective
+from modernbert.train.examples import Example
+from modernbert.train.objective import Objective
 
 WHOLE, QUICK = Sampling(), Sampling(resamples=0)
 """How well figures are known: with intervals, and, while training goes on, without."""
