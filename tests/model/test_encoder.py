@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modernbert.errors import InputError
+from modernbert.errors import ConfigError, InputError
 from modernbert.layout import SequenceLayout, pack
 from modernbert.model.config import EncoderConfig
 from modernbert.model.encoder import ModernBertModel
@@ -59,6 +59,21 @@ def test_rope_thetas_change_the_layers_they_belong_to() -> None:
     model.set_rope_thetas(global_rope_theta=10.0, local_rope_theta=TINY.local_rope_theta)
     assert {plan.rope_theta for plan in model.config.layer_plan if plan.window is None} == {10.0}
     assert not torch.allclose(model(ids, layout), before)
+
+
+def test_dropout_on_the_attention_can_be_changed() -> None:
+    torch.manual_seed(0)
+    model = ModernBertModel(TINY)
+    ids, layout = pack([list(range(5, 60))])
+    expected = model.eval()(ids, layout)
+    model.train().set_attn_out_dropout(0.5)
+    assert not torch.allclose(model(ids, layout), expected)
+    assert (model.config.attn_out_dropout, model.draws_in_layers) == (0.5, True)
+    model.set_attn_out_dropout(0.0)
+    assert torch.equal(model(ids, layout), expected)
+    assert (model.config.attn_out_dropout, model.draws_in_layers) == (0.0, False)
+    with pytest.raises(ConfigError, match=r"`attn_out_dropout` is 1\.0; it must be at least 0 and below 1"):
+        model.set_attn_out_dropout(1.0)
 
 
 def test_refuses_ids_that_do_not_fit_the_layout_and_sequences_beyond_the_limit() -> None:

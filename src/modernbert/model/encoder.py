@@ -100,6 +100,17 @@ class ModernBertModel(Pretrained):
                 config, global_rope_theta=global_rope_theta, local_rope_theta=local_rope_theta
             )
 
+    def set_attn_out_dropout(self, share: float) -> None:
+        """Change the dropout on the attention's output in training. No weight changes.
+
+        Raises:
+            ConfigError: `share` is not at least 0 and below 1.
+        """
+        self.config = replace(self.config, attn_out_dropout=share)
+        self.draws_in_layers = share > 0
+        for block in self.layers:
+            cast(Block, block).attn.out_drop.p = share
+
 
 def check_input(input_ids: Tensor, layout: SequenceLayout, max_length: int) -> None:
     """Check that packed ids fit their layout, and the layout the model.

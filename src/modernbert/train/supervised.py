@@ -38,6 +38,8 @@ class TuningSettings:
         layer_decay: By what the learning rate is multiplied for each layer farther from the head.
         frozen_layers: So many layers, the first ones, and the embeddings stay as they are; 0: nothing does.
         new_layers: So many layers, the last ones, begin anew with random weights.
+        attn_out_dropout: On the attention's output; null: as the checkpoint says, 0.1 where it says nothing,
+            which the published models were pretrained with (transformers fine-tunes them without).
         betas: AdamW's coefficients of the running means of the gradient and of its square.
         eps: Added to the root of the mean square.
         clip_norm: The gradient is scaled down to this norm if it is larger; null: never.
@@ -52,6 +54,7 @@ class TuningSettings:
     layer_decay: float = 1.0
     frozen_layers: int = 0
     new_layers: int = 0
+    attn_out_dropout: float | None = None
     betas: tuple[float, ...] = (0.9, 0.98)
     eps: float = 1e-6
     clip_norm: float | None = 1.0

@@ -158,6 +158,10 @@ class TestSelection:
         ):
             finetune(plan("classify", "selection.metric=acuracy"))
 
+    def test_dropout_is_the_run_s_if_it_says_so(self, plan: Plan, tmp_path: Path) -> None:
+        finetune(plan("classify", "tuning.attn_out_dropout=0", "tuning.epochs=1"))
+        assert modernbert.load(tmp_path / "run" / "model", device="cpu").config.attn_out_dropout == 0
+
     def test_nothing_held_out(self, plan: Plan, records: Any) -> None:
         result = finetune(plan("classify", "data.held_out=0", "tuning.epochs=1"))
         assert (result.score, result.figures) == (None, {})

@@ -43,11 +43,13 @@ def begin(run: FinetuneRun, kind: type[Pretrained], head: HeadConfig | None) -> 
 
     Raises:
         CheckpointError: Nothing found, or files that are damaged.
-        ConfigError: More layers are to be frozen or new than there are, or some both.
+        ConfigError: More layers are to be frozen or new than there are, or some both; a dropout out of range.
     """
     torch.manual_seed(run.seed)
     model = kind.from_pretrained(run.model, revision=run.revision, new_head=head, dtype=torch.float32)
     encoder_of(model).backend = run.attention
+    if run.tuning.attn_out_dropout is not None:
+        encoder_of(model).set_attn_out_dropout(run.tuning.attn_out_dropout)
     _renew(model, run.tuning.new_layers, run.seed)
     freeze(model, run.tuning.frozen_layers)
     both, layers = run.tuning.frozen_layers + run.tuning.new_layers, len(encoder_of(model).layers)
