@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +38,8 @@ from modernbert.recipes.settings import PretrainRun, read_run
 from modernbert.recipes.validation import Findings, Validation
 from modernbert.train.loop import Evaluation, StepReport, train
 from modernbert.train.merging import average
+from tests.recipes.commands import last_step, running, wait_for_step
 
-SOURCE = Path(__file__).parents[2] / "src"
 NUM_STEPS = 8
 ENDS_OF_PHASES = (4, 6, 8)
 STRICT = ("guard.skips=0", "guard.rollbacks=0")
@@ -366,36 +362,6 @@ def test_a_corpus_of_one_line_is_enough_without_validation(run_file: Path, tmp_p
 
 
 # Real signals, a real command.
-
-
-@contextlib.contextmanager
-def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modernbert", *arguments],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def last_step(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
-
-
-def wait_for_step(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 100
-    while last_step(folder) < step:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 @pytest.mark.slow

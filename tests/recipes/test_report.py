@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -13,45 +12,18 @@ import pytest
 from modernbert.errors import BackendError, InputError
 from modernbert.recipes.history import read_history
 from modernbert.recipes.report import render_page, write_report
+from tests.recipes.pages import Page
 
 WriteCourse = Callable[..., Path]
 LENGTHS = [
     {"length": n, "loss": 2.0, "accuracy": 0.5, "pseudo_perplexity": 6.5, "stride": 8, "num_tokens": 9}
     for n in (64, 512)
 ]
-VOID = {"meta", "br", "path", "use", "rect"}
 
 
-class Page(HTMLParser):
-    """The page's tags, texts, and the data behind its charts; complains of tags that do not match."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.texts: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(key, value or "") for key, value in attributes]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(key, value or "") for key, value in attributes]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, text: str) -> None:
-        self.texts.append(text)
-
-    @property
-    def lines(self) -> list[dict[str, object]]:
-        return [json.loads(value) for key, value in self.attributes if key == "data-lines"]
+def lines_of(page: Page) -> list[dict[str, object]]:
+    """The data behind a page's charts."""
+    return [json.loads(value) for key, value in page.attributes if key == "data-lines"]
 
 
 def page_of(*folders: Path) -> tuple[str, Page]:
@@ -109,7 +81,7 @@ def test_the_page_shows_what_happened(write_course: WriteCourse) -> None:
 
 def test_the_pointer_finds_the_values(write_course: WriteCourse) -> None:
     _, page = page_of(write_course("a"), write_course("b", loss=6.0))
-    first = page.lines[0]
+    first = lines_of(page)[0]
     assert [line["name"] for line in first["lines"]] == ["a", "b"]  # type: ignore[attr-defined]
     for line in first["lines"]:  # type: ignore[attr-defined]
         assert len(line["tokens"]) == len(line["values"]) == 30

@@ -27,9 +27,6 @@ class Named(Objective):
     def weight(self, targets: Tensor) -> float:
         return float(len(targets))
 
-    def num_judged(self, targets: Tensor) -> int:
-        return len(targets)
-
     def loss(
         self, model: Any, input_ids: Tensor, layout: SequenceLayout, targets: Tensor
     ) -> tuple[Tensor, Tensor]:

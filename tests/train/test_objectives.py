@@ -113,12 +113,12 @@ def examples(case: Case) -> list[list[Tensor]]:
 
 
 def our_loss(case: Case, model: nn.Module, texts: list[list[Tensor]], targets: Sequence[Any]) -> Any:
-    """Summed loss, right predictions, weight and judged predictions of one packed row."""
+    """Summed loss, right predictions and weight of one packed row."""
     ids, layout = pack([text for example in texts for text in example])
     collated = case.objective.collate(targets, layout.lengths)
     loss, right = case.objective.loss(model, ids, layout, collated)
     assert (loss.dtype, right.dtype) == (torch.float32, torch.int64)
-    return loss, right, case.objective.weight(collated), case.objective.num_judged(collated)
+    return loss, right, case.objective.weight(collated)
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ def test_packed_equals_one_by_one_and_any_cut(name: str) -> None:
     case = CASES[name]
     model, _ = build(case)
     texts = examples(case)
-    loss, right, weight, judged = our_loss(case, model, texts, case.targets)
+    loss, right, weight = our_loss(case, model, texts, case.targets)
     expected = gradients(model, loss / weight)
     for sizes in ((1,) * len(texts), (len(texts) - 1, 1), (1, len(texts) - 1)):
         sums, start = [], 0
@@ -148,9 +148,9 @@ def test_packed_equals_one_by_one_and_any_cut(name: str) -> None:
             part = slice(start, start + size)
             sums.append(our_loss(case, model, texts[part], case.targets[part]))
             start += size
-        losses, rights, weights, judgements = zip(*sums, strict=True)
+        losses, rights, weights = zip(*sums, strict=True)
         assert sum(weights) == pytest.approx(weight, rel=1e-12)
-        assert (sum(rights), sum(judgements)) == (right, judged)
+        assert sum(rights) == right
         torch.testing.assert_close(sum(losses) / weight, loss / weight, rtol=1e-5, atol=1e-5)
         check_equal(gradients(model, sum(losses) / weight), expected)
 
@@ -209,7 +209,7 @@ def test_a_packed_row_equals_their_padded_batch(name: str) -> None:
     texts = examples(case)
     if isinstance(case.objective, Choices):
         texts = texts[:2]
-    loss, _, weight, _ = our_loss(case, ours, texts, case.targets)
+    loss, _, weight = our_loss(case, ours, texts, case.targets)
     expected = their_loss(case, theirs, texts)
     torch.testing.assert_close(loss / weight, expected, rtol=1e-5, atol=1e-5)
     check_equal(gradients(ours, loss / weight), gradients(theirs, expected))
@@ -233,7 +233,7 @@ def test_weights_and_smoothing_equal_torchs_on_their_logits(
     case = CASES[name]
     ours, theirs = build(case)
     texts = examples(case)
-    loss, _, weight, _ = our_loss(case, ours, texts, case.targets)
+    loss, _, weight = our_loss(case, ours, texts, case.targets)
     ids, mask = padded(texts)
     logits, labels = theirs(ids, attention_mask=mask).logits, their_label(case, texts)["labels"]
     if isinstance(case.objective, TokenClasses):
@@ -249,8 +249,8 @@ def test_spans_equal_theirs_where_nothing_is_padded() -> None:
     ours, theirs = build(case)
     texts = [*examples(case), [torch.randint(4, 512, (129,))]]
     spans = [*SPANS, (5, 9)]
-    loss, _, weight, judged = our_loss(case, ours, texts, spans)
-    assert (weight, judged) == (5.0, 5)
+    loss, _, weight = our_loss(case, ours, texts, spans)
+    assert weight == 5.0
     expected = torch.zeros(())
     for rows in ([0], [1], [2], [3], [4, 5]):
         ids, mask = padded([texts[row] for row in rows])
@@ -279,38 +279,37 @@ class Scores(nn.Module):
 
 
 SCORED = [
-    (Classes(num_labels=2), [[1.0, 0], [0, 1], [0, 1]], (1, 1, 1), [0, 0, -100], 1, 2),
-    (LabelSets(num_labels=2), [[1.0, -1], [1, 1], [-1, -1]], (1, 1, 1), [[1, 0], [1, 0], [0, 0]], 2, 3),
-    (Values(), [[1.0]], (1,), [[1.0]], 0, 0),
-    (TokenClasses(num_labels=2), [[1.0, 0], [1, 0], [1, 0]], (1, 2), [[0], [1, -100]], 1, 2),
+    (Classes(num_labels=2), [[1.0, 0], [0, 1], [0, 1]], (1, 1, 1), [0, 0, -100], 1),
+    (LabelSets(num_labels=2), [[1.0, -1], [1, 1], [-1, -1]], (1, 1, 1), [[1, 0], [1, 0], [0, 0]], 2),
+    (Values(), [[1.0]], (1,), [[1.0]], 0),
+    (TokenClasses(num_labels=2), [[1.0, 0], [1, 0], [1, 0]], (1, 2), [[0], [1, -100]], 1),
     (
         Spans(),
         [[1.0, 0], [0, 1], [3, 0], [0, 3], [9, 9]],
         (2, 2, 1),
         [(0, 1), (1, 1), NO_SPAN],
         1,
-        2,
     ),
-    (Choices(), [1.0, 0, 0, 2, 1], (1,) * 5, [(2, 0), (3, 2)], 1, 2),
+    (Choices(), [1.0, 0, 0, 2, 1], (1,) * 5, [(2, 0), (3, 2)], 1),
 ]
-"""Objective, scores, lengths, targets; how many are right, and of how many."""
+"""Objective, scores, lengths, targets; how many are right."""
 
 
-@pytest.mark.parametrize(("objective", "scores", "lengths", "targets", "right", "judged"), SCORED)
+@pytest.mark.parametrize(("objective", "scores", "lengths", "targets", "right"), SCORED)
 def test_right_predictions_are_counted(
-    objective: Objective, scores: Any, lengths: Any, targets: Any, right: int, judged: int
+    objective: Objective, scores: Any, lengths: Any, targets: Any, right: int
 ) -> None:
     ids, layout = pack([[5] * length for length in lengths])
     collated = objective.collate(targets, lengths)
     _, found = objective.loss(Scores(scores), ids, layout, collated)
-    assert (found.item(), objective.num_judged(collated)) == (right, judged)
+    assert found.item() == right
 
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
-@pytest.mark.parametrize(("objective", "scores", "lengths", "targets", "right", "judged"), SCORED)
+@pytest.mark.parametrize(("objective", "scores", "lengths", "targets", "right"), SCORED)
 def test_the_host_does_not_wait_for_a_gpu(
-    objective: Objective, scores: Any, lengths: Any, targets: Any, right: int, judged: int
+    objective: Objective, scores: Any, lengths: Any, targets: Any, right: int
 ) -> None:
     sequences = [[5] * length for length in lengths]
     collated = objective.collate(targets, lengths)

@@ -38,10 +38,6 @@ class Objective(ABC):
         """Return what targets from `collate` add to the divisor of the step's summed loss."""
 
     @abstractmethod
-    def num_judged(self, targets: Tensor) -> int:
-        """Return of how many predictions `loss` says whether they are right."""
-
-    @abstractmethod
     def loss(
         self, model: nn.Module, input_ids: Tensor, layout: SequenceLayout, targets: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -51,9 +51,6 @@ class LabelObjective(Objective):
             return float(len(judged))
         return float(torch.tensor(self.class_weights, dtype=torch.float64)[judged].sum())
 
-    def num_judged(self, targets: Tensor) -> int:
-        return int((targets != IGNORED).sum())
-
     def loss(
         self, model: nn.Module, input_ids: Tensor, layout: SequenceLayout, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -125,9 +122,6 @@ class LabelSets(Objective):
     def weight(self, targets: Tensor) -> float:
         return float(targets.numel())
 
-    def num_judged(self, targets: Tensor) -> int:
-        return len(targets)
-
     def loss(
         self, model: nn.Module, input_ids: Tensor, layout: SequenceLayout, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -164,9 +158,6 @@ class Values(Objective):
     def weight(self, targets: Tensor) -> float:
         return float(targets.numel())
 
-    def num_judged(self, targets: Tensor) -> int:
-        return 0
-
     def loss(
         self, model: nn.Module, input_ids: Tensor, layout: SequenceLayout, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -196,10 +187,7 @@ class Spans(Objective):
         return torch.tensor([tuple(target) for target in targets], dtype=torch.int64)
 
     def weight(self, targets: Tensor) -> float:
-        return float(self.num_judged(targets))
-
-    def num_judged(self, targets: Tensor) -> int:
-        return int((targets[:, 0] != IGNORED).sum())
+        return float((targets[:, 0] != IGNORED).sum())
 
     def loss(
         self, model: nn.Module, input_ids: Tensor, layout: SequenceLayout, targets: Tensor
@@ -234,9 +222,6 @@ class Choices(Objective):
 
     def weight(self, targets: Tensor) -> float:
         return float(len(targets))
-
-    def num_judged(self, targets: Tensor) -> int:
-        return len(targets)
 
     def loss(
         self, model: nn.Module, input_ids: Tensor, layout: SequenceLayout, targets: Tensor
@@ -289,9 +274,6 @@ class MaskedWords(Objective):
 
     def weight(self, targets: Tensor) -> float:
         return float(len(targets))
-
-    def num_judged(self, targets: Tensor) -> int:
-        return len(targets)
 
     def loss(
         self, model: nn.Module, input_ids: Tensor, layout: SequenceLayout, targets: Tensor

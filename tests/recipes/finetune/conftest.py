@@ -135,7 +135,7 @@ def rows(task: str) -> list[dict[str, Any]]:
         made.append(
             {
                 "classify": {"text": text, "label": place},
-                "pairs": {"premise": text, "hypothesis": other, "label": str(place == other_place)},
+                "pairs": {"premise": text, "hypothesis": other, "label": other_place},
                 "sets": {"text": text, "labels": [place, name]},
                 "values": {"text": text, "score": PLACES.index(place) + 0.5},
                 "prompt": {"text": text, "label": place},

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,44 +20,14 @@ from modernbert.errors import BackendError, ConfigError, StorageError
 from modernbert.recipes.finetune import session
 from modernbert.recipes.finetune.session import finetune
 from modernbert.recipes.finetune.settings import FinetuneRun
+from tests.recipes.commands import last_step, running, wait_for_step
 
 from .test_session import same, stopping_after, weights
 
 pytest.importorskip("sklearn", reason="needs the extra `finetune`")
 
-SOURCE = Path(__file__).parents[3] / "src"
 
 Plan = Callable[..., FinetuneRun]
-
-
-@contextlib.contextmanager
-def running(run_file: Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modernbert", "finetune", str(run_file)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def last_step(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
-
-
-def wait_for_step(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 100
-    while last_step(folder) < step:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 @pytest.mark.slow
@@ -77,14 +43,14 @@ def test_a_command_that_is_killed_and_interrupted_ends_with_the_same_weights(
     run_file.write_text(yaml.safe_dump(config.to_tree(run)), encoding="utf-8")
     draw = random.Random(3)
     for _ in range(3):
-        with running(run_file) as process:
+        with running("finetune", str(run_file)) as process:
             wait_for_step(last_step(folder) + 8, folder, process)  # beyond what it goes back to
             time.sleep(draw.random() / 10)
             process.kill()
             process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert not (folder / "model").exists()
-    with running(run_file) as process:
+    with running("finetune", str(run_file)) as process:
         wait_for_step(last_step(folder) + 8, folder, process)
         for _ in range(2):
             process.send_signal(signal.SIGINT)

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,9 @@ from modernbert.recipes.finetune.drawings import heat_map, readable
 from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings, HardExample, LabelRow
 from modernbert.recipes.finetune.report import RunRecord, figure_of, read_record, render_page, write_report
+from tests.recipes.pages import Page
 
 WriteRun = Callable[..., Path]
-VOID = {"meta", "br", "path", "use", "rect"}
 HOSTILE = [
     "</td></table><script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -31,41 +30,6 @@ HOSTILE = [
     '" onclick="x',
     "$body",
 ]
-
-
-class Page(HTMLParser):
-    """The page's tags, texts and attributes; complains of tags that do not match."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.texts: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(key, value or "") for key, value in attributes]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(key, value or "") for key, value in attributes]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, text: str) -> None:
-        self.texts.append(text)
-
-    @property
-    def said(self) -> set[str]:
-        return {text.strip() for text in self.texts}
 
 
 def found_classes(num_labels: int = 3, split: str = "validation") -> Findings:

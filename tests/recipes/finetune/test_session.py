@@ -53,24 +53,24 @@ def stopping_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = sig
 
 
 @pytest.mark.parametrize(
-    ("task", "data", "metric", "least"),
+    ("task", "data", "metric"),
     [
-        ("classify", "classify", "accuracy", 0.9),
-        ("classify", "pairs", "accuracy", 0.5),
-        ("classify", "sets", "micro_f1", 0.6),
-        ("classify", "values", "pearson", 0.8),
-        ("tag", "tag", "f1", 0.9),
-        ("answer", "answer", "f1", 0.3),
-        ("choose", "choose", "accuracy", 0.3),
-        ("prompt", "prompt", "accuracy", 0.9),
+        ("classify", "classify", "accuracy"),
+        ("classify", "pairs", "accuracy"),
+        ("classify", "sets", "micro_f1"),
+        ("classify", "values", "pearson"),
+        ("tag", "tag", "f1"),
+        ("answer", "answer", "f1"),
+        ("choose", "choose", "accuracy"),
+        ("prompt", "prompt", "accuracy"),
     ],
 )
-def test_each_task_learns(task: str, data: str, metric: str, least: float, plan: Plan, records: Any) -> None:
-    result = finetune(plan(task, f"tuning.epochs={30 if task == 'prompt' else 8}", data=data))
+def test_each_task_learns(task: str, data: str, metric: str, plan: Plan, records: Any) -> None:
+    result = finetune(plan(task, f"tuning.epochs={30 if data in ('pairs', 'prompt') else 20}", data=data))
     assert result.metric == metric
     assert result.score is not None
     assert result.score == max(it["figures"][metric] for it in records(["evaluation"]))
-    assert result.figures["validation"][metric] == result.score >= least
+    assert result.figures["validation"][metric] == result.score >= 0.9
     losses = [it["loss"] for it in records(["step"])]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from modernbert import config, files
 from modernbert.errors import ConfigError, InputError
+from modernbert.recipes.finetune.settings import TaskName
 
-TaskName = Literal["classify", "tag", "answer", "choose", "prompt"]
 FILE = "about.json"
 
 

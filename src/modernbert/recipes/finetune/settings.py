@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from modernbert import config
 from modernbert.data.columns import Columns
+from modernbert.data.text_records import Problem
 from modernbert.errors import ConfigError
 from modernbert.model.adapters import AdapterSettings
 from modernbert.runtime import Precision
@@ -16,7 +17,6 @@ from modernbert.train.parallel import DistributionSettings
 from modernbert.train.supervised import TuningSettings
 
 TaskName = Literal["classify", "tag", "answer", "choose", "prompt"]
-Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 TAKEN_BY: Mapping[str, tuple[TaskName, ...]] = {
     "data.label_separator": ("classify",),
@@ -232,6 +232,11 @@ class FinetuneRun:
         for key in ("metric", "patience"):
             given, selection = getattr(self.selection, key), self.data.has_validation
             _require(f"selection.{key}", given, given is None or selection, "null where nothing is held out")
+        if self.adapter is not None and self.task != "prompt" and "classifier" not in self.adapter.trained:
+            raise ConfigError(
+                f"`adapter.trained` is {list(self.adapter.trained)}; it must have `classifier`, which is "
+                "new to the model; add it"
+            )
         for key in ("frozen_layers", "new_layers"):
             count = getattr(self.tuning, key)
             rule = "0 with an `adapter`, which leaves all layers as they are"
