@@ -49,7 +49,7 @@ print(json.dumps(loaded))
 def loaded_by(modules: list[str], watched: tuple[str, ...]) -> dict[str, str]:
     """Import `modules` in a fresh interpreter; say which of them first loaded each of `watched`."""
     code = [sys.executable, "-c", LOADED_BY, json.dumps([watched, modules])]
-    done = subprocess.run(code, cwd=SOURCE, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(code, cwd=SOURCE, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 

@@ -52,7 +52,7 @@ MISNAMED = {
     "py": "python",
     "python3": "python",
 }
-SECONDS_A_BLOCK = 120
+SECONDS_A_BLOCK = 600
 
 MODELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "tour/model": ("ModernBertForMaskedLM", ()),

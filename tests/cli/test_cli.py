@@ -51,7 +51,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], command: Any) -> None:
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     source = Path(cli.__file__).parents[2]
     code = [sys.executable, "-m", "modernbert", "tokenizer", "encode", "text", "-m", str(tmp_path)]
-    done = subprocess.run(code, cwd=source, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(code, cwd=source, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith(f"error: `{tmp_path}/tokenizer.json` is no file;")
@@ -62,7 +62,7 @@ def test_a_narrow_stdout_escapes_what_it_lacks(model: Path) -> None:
     def printed(*options: str) -> str:
         code = [sys.executable, "-m", "modernbert", *options, "-m", str(model)]
         environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(source)}
-        done = subprocess.run(code, env=environment, capture_output=True, timeout=120, check=False)
+        done = subprocess.run(code, env=environment, capture_output=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.decode("cp1252")
 

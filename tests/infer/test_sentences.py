@@ -48,6 +48,6 @@ def test_starts_ascend_from_the_first_character(text: str) -> None:
 
 @pytest.mark.parametrize("unit", [".", "\n", " ", '"', '."', ". ", "a", ".\n", "a.a ", "。"])
 def test_takes_linear_time(unit: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     sentence_starts(unit * 100_000)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5

@@ -284,7 +284,7 @@ def test_a_crash_at_any_moment_changes_nothing(
 
 
 HARNESS = """
-    import os, random, signal, sys, time
+    import os, random, signal, sys, threading, time
     import pyarrow.parquet  # once, not in every process
     sys.path[:0] = [{source!r}, {tests!r}]
     from test_stream import Hashes
@@ -294,16 +294,27 @@ HARNESS = """
     telemetry.note = lambda text: None
 
     class Slow(Hashes):
+        killed_at = 0  # the text at which this process is killed, whatever it does by then
+
         def encode(self, texts):
             time.sleep({pause})
-            return super().encode(texts)
+            return super().encode(self.counted(texts))
 
-    def start(input_path, output, **options):
+        def counted(self, texts):
+            for text in texts:
+                self.killed_at -= 1
+                if not self.killed_at:
+                    threading.Timer(random.uniform(0, 0.02), os.kill, (os.getpid(), signal.SIGKILL)).start()
+                yield text
+
+    def start(input_path, output, killed_at=0, **options):
         pid = os.fork()
         if not pid:
             status = 1
             try:
-                report = stream.encode_file(Slow({dim}), input_path, output, **options)
+                source = Slow({dim})
+                source.killed_at = killed_at
+                report = stream.encode_file(source, input_path, output, **options)
                 status = 3 if report.stopped_by else 0
             finally:
                 os._exit(status)
@@ -318,7 +329,7 @@ def run_harness(script: str, *, pause: float = 0.0, dim: int = 8) -> str:
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", head + textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -337,19 +348,15 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, name: str, for
         f"""
         random.seed(5)
         path, options = {str(tmp_path)!r}, {options!r}
-        began = time.monotonic()
         assert os.waitpid(start(f"{{path}}/{name}", f"{{path}}/quiet.{form}", **options), 0)[1] == 0
-        duration = time.monotonic() - began
         killed = 0
         for _ in range(8):
-            pid = start(f"{{path}}/{name}", f"{{path}}/out.{form}", **options)
-            time.sleep(random.uniform(0, 0.25 * duration))
-            os.kill(pid, signal.SIGKILL)
+            pid = start(f"{{path}}/{name}", f"{{path}}/out.{form}", random.randint(1, 200), **options)
             killed += os.waitpid(pid, 0)[1] == signal.SIGKILL
         assert os.waitpid(start(f"{{path}}/{name}", f"{{path}}/out.{form}", **options), 0)[1] == 0
         print(killed)
         """,
-        pause=0.01,
+        pause=0.02,
     )
     assert int(killed) >= 3
     assert (tmp_path / f"out.{form}").read_bytes() == (tmp_path / f"quiet.{form}").read_bytes()

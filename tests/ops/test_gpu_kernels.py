@@ -24,5 +24,5 @@ CASES = Path(__file__).with_name("gpu_kernels.py")
 def test_the_kernels(interprets: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
     environment = {**os.environ, "TRITON_INTERPRET": interprets}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -37,7 +37,7 @@ def last_step(folder: Path) -> int:
 
 
 def wait_for_step(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600
     while last_step(folder) < step:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

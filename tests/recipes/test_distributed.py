@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 LAUNCHED = Path(__file__).with_name("launched.py")
 ROOT = LAUNCHED.parents[2]
 NUM_STEPS = 8
-SECONDS_A_LAUNCH = 150
+SECONDS_A_LAUNCH = 600
 
 Rows = list[list[int]]
 
@@ -198,7 +198,7 @@ def test_a_rank_whose_data_do_not_come_is_named_and_the_group_begins_again(
         "checkpoint.every_tokens=1",
         "distribution.timeout_seconds=10",
         harm="stall:3:1",
-        restarts=1,
+        restarts=3,  # as a machine with other work may be slow once more
     )
     said = " ".join(done.stderr.split())
     assert "no progress for 10 s: rank" in said

@@ -385,7 +385,7 @@ def test_a_command_that_is_killed_and_then_terminated_ends_as_if_undisturbed(
     with running(*command) as process:
         wait_for_step(last_step(folder) + 2, folder, process)
         process.send_signal(signal.SIGTERM)
-        stdout, stderr = process.communicate(timeout=100)
+        stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 1, stderr
     assert f"goingonfrom{saved}," in "".join(stderr.split())  # the log is wrapped
     assert f"stopped by SIGTERM, saved in {folder}/checkpoints/step-{last_step(folder):09d};" in stdout

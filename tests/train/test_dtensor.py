@@ -83,7 +83,7 @@ def go_on(found: dict[str, Tensor], parts: Path, ranks: Ranks, model: nn.Module,
 def work(rank: int, folder: Path) -> None:
     """What each of two processes does: all is computed, and what rank 0 found is kept."""
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=600)
     )
     control, saving = distributed.new_group(), distributed.new_group()
     ranks = Ranks(rank, 2, 2, control, saving)
