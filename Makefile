@@ -8,8 +8,8 @@ VENV ?= .venv
 WORKERS ?= 2
 PYTEST_ARGS ?=
 TOUR_ARGS ?=
-# Without modules that others import, and `continued`, which must be told of a run to go on from.
-BENCHMARKS ?= $(filter-out %/__init__.py %/continued.py %/common.py %/contenders.py %/finetune_trainer.py %/tables.py,$(wildcard benchmarks/*.py))
+# Without modules that others import, and those that must be told of a run.
+BENCHMARKS ?= $(filter-out %/__init__.py %/continued.py %/common.py %/contenders.py %/finetune_trainer.py %/tables.py %/train_options.py,$(wildcard benchmarks/*.py))
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet

@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import changing_lengths, contenders, encode_cpu, encode_gpu, finetune, loader, tables
+from benchmarks import (
+    changing_lengths,
+    contenders,
+    encode_cpu,
+    encode_gpu,
+    finetune,
+    loader,
+    tables,
+    train_options,
+)
 from benchmarks.contenders import CONTENDERS, DETERMINISTIC, REFERENCE, Failure, Isolated
 from benchmarks.encode_cpu import Figures
 from benchmarks.finetune_trainer import seen
@@ -273,3 +282,15 @@ def test_fine_tuning_is_compared_set_by_set() -> None:
     found = [(it["set"], it["quality"], it["speed"]) for it in finetune.ratios_of(rows)]
     assert found == [("a", "met", "met"), ("b", "missed", "missed")]
     assert [seen(step, 10, 4) for step in range(7)] == [0, 4, 8, 10, 14, 18, 20]
+
+
+def test_an_option_is_compared_with_what_another_seed_does() -> None:
+    def course(shift: float, rate: float) -> list[dict[str, Any]]:
+        facts = {"tokens_per_second": rate, "mfu": None, "memory_bytes": 2**30}
+        return [{"loss": 5 - step / 10 + shift, **facts} for step in range(40)]
+
+    courses = {"plain": course(0, 10), "plain, another seed": course(-0.2, 10), "compiled": course(0.1, 30)}
+    plain, seed, compiled = train_options.compared(courses)
+    assert plain["loss_at_the_end"] == pytest.approx(5 - 3.75)
+    assert [row["mean_gap_to_plain"] for row in (plain, seed, compiled)] == pytest.approx([0, 0.2, 0.1])
+    assert (compiled["tokens_per_second"], compiled["memory_gib"], compiled["steps"]) == (30, 1, 40)

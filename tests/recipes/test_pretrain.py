@@ -347,6 +347,18 @@ def test_token_shards_serve_as_a_source(undisturbed: Undisturbed, run_file: Path
     assert outcome(Path(run.folder)) == undisturbed.outcome
 
 
+def test_layers_in_fp8_learn_nearly_as_in_bf16(run_file: Path, tmp_path: Path) -> None:
+    half, eighth = (
+        pretrain(read_run(run_file, ["precision=bf16", f"fp8={fp8}", f"folder={tmp_path}/{fp8}"]))
+        for fp8 in ("false", "true")
+    )
+    assert half.evaluation is not None
+    assert eighth.evaluation is not None
+    assert 0 < abs(eighth.evaluation.loss - half.evaluation.loss) < 0.05
+    names = [load_file(it.model / "model.safetensors").keys() for it in (half, eighth) if it.model]
+    assert names[0] == names[1]
+
+
 def test_nothing_is_held_out_on_demand(run_file: Path) -> None:
     result = pretrain(run := read_run(run_file, ["validation.fraction=0"]))
     assert result.evaluation is None

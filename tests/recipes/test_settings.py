@@ -27,6 +27,12 @@ def test_a_run_file_and_its_overrides_become_a_run(run_file: Path, plan: dict[st
     assert plan == before
 
 
+def test_fp8_takes_the_place_of_bf16_alone(run_file: Path) -> None:
+    assert read_run(run_file, ["fp8=true"]).fp8
+    with pytest.raises(ConfigError, match="`precision` is 'fp32'; it must be auto or bf16 with `fp8`"):
+        read_run(run_file, ["fp8=true", "precision=fp32"])
+
+
 @pytest.mark.parametrize(
     "overrides", [[], ["phases.0.mixture={b: 0.25}", "optimizer.eps=1e-7", "seed=0", "validation.fraction=0"]]
 )

@@ -81,6 +81,24 @@ def test_compiled_layers_have_the_same_gradients(recomputes: bool) -> None:
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_layers_in_fp8_learn_nearly_the_same() -> None:
+    model = build()
+    eighth = copy.deepcopy(model)
+    spread = Spread(eighth, device=CPU, precision="bf16", uses_fp8=True)
+    loss, _ = spread.loss(row())
+    spread.backward(loss)
+    plain = Spread(model, device=CPU, precision="bf16")
+    expected, _ = plain.loss(row())
+    plain.backward(expected)
+    assert 0 < abs(loss.item() - expected.item()) < 0.01 * expected.item()
+    assert eighth.state_dict().keys() == model.state_dict().keys()
+    for (name, found), param in zip(eighth.named_parameters(), model.parameters(), strict=True):
+        assert found.grad is not None
+        assert param.grad is not None
+        near = torch.nn.functional.cosine_similarity(found.grad.flatten(), param.grad.flatten(), dim=0)
+        assert near > 0.95, name
+
+
 def test_looking_at_a_model_does_not_change_how_it_is_trained() -> None:
     model = build()
     Spread(model, device=CPU, settings=DistributionSettings(activation_checkpointing=True))

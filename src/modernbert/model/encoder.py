@@ -13,7 +13,8 @@ from modernbert.errors import InputError
 from modernbert.layout import SequenceLayout
 from modernbert.model.checkpoint import Pretrained
 from modernbert.model.config import EncoderConfig, LayerPlan
-from modernbert.model.layers import Block, Embeddings, layer_norm
+from modernbert.model.layers import PRODUCTS, Block, Embeddings, layer_norm
+from modernbert.ops.fp8 import Fp8Linear
 from modernbert.ops.rotary import RotaryTable, rotary_table
 
 
@@ -83,6 +84,19 @@ class ModernBertModel(Pretrained):
         """
         for block in self.layers:
             block.compile(dynamic=True)
+
+    def compute_in_fp8(self) -> None:
+        """Let the layers' products run in fp8 from now on; parameters and their names stay.
+
+        Before the layers are compiled and split.
+
+        Raises:
+            ConfigError: A width is no multiple of 16, or a layer has an adapter.
+        """
+        for block in self.layers:
+            for name in PRODUCTS:
+                parent = block.get_submodule(name.rpartition(".")[0])
+                parent.register_module(name.rpartition(".")[2], Fp8Linear(block.get_submodule(name)))
 
     def _layer(self, block: nn.Module, hidden: Tensor, layout: SequenceLayout, table: RotaryTable) -> Tensor:
         given = (hidden, layout, table, self.backend)

@@ -15,6 +15,9 @@ from modernbert.ops.rotary import RotaryTable, rotate
 FUSED: Mapping[str, int] = {"attn.Wqkv.weight": 3, "mlp.Wi.weight": 2}
 """How many matrices stand on top of one another in a weight: queries, keys, values; activated half, gate."""
 
+PRODUCTS = ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")
+"""The linear layers of a block."""
+
 
 def layer_norm(dim: int, eps: float) -> nn.LayerNorm:
     """The model's only kind of norm: a LayerNorm without bias."""

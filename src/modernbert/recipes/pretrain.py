@@ -138,6 +138,7 @@ class _Session:
             ranks=ranks,
             settings=run.distribution,
             compiles=run.compile,
+            uses_fp8=run.fp8,
         )
         self.optimizer = build_optimizer(self.model, run.optimizer, run.phases[0])
         self.metrics = RunMetrics(

@@ -9,14 +9,14 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from modernbert.errors import ConfigError
-from modernbert.model.layers import FUSED
+from modernbert.model.layers import FUSED, PRODUCTS
 from modernbert.train.dtensor import local
 from modernbert.train.grouped import Group
 from modernbert.train.muon import Muon
 from modernbert.train.schedule import Phase, Setting
 from modernbert.train.stable_adamw import StableAdamW
 
-HIDDEN = ("attn.Wqkv.weight", "attn.Wo.weight", "mlp.Wi.weight", "mlp.Wo.weight", "head.dense.weight")
+HIDDEN = tuple(f"{name}.weight" for name in (*PRODUCTS, "head.dense"))
 """How the names of hidden matrices end: what neither reads token ids nor gives scores."""
 
 

@@ -20,6 +20,7 @@ from modernbert.errors import ConfigError
 from modernbert.model.adapters import blank_like
 from modernbert.model.checkpoint import Pretrained
 from modernbert.model.heads import encoder_of
+from modernbert.ops.fp8 import check_device
 from modernbert.runtime import Precision
 from modernbert.train.dtensor import gather, local
 from modernbert.train.ranks import ALONE, Ranks
@@ -85,6 +86,7 @@ class Spread(Generic[Model]):
         ranks: The processes of the run.
         settings: How to spread it; None: not at all, and the model stays as it is.
         compiles: Whether to compile the layers.
+        uses_fp8: Whether the layers' products run in fp8.
         device: Where this process computes.
         precision: Of forward and backward.
 
@@ -93,7 +95,8 @@ class Spread(Generic[Model]):
         ranks: The processes of the run.
 
     Raises:
-        ConfigError: The processes are not a number of groups of `shard_ranks`.
+        ConfigError: The processes are not a number of groups of `shard_ranks`, or a layer cannot be in fp8.
+        BackendError: The device has no fp8.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Spread(Generic[Model]):
         ranks: Ranks = ALONE,
         settings: DistributionSettings | None = None,
         compiles: bool = False,
+        uses_fp8: bool = False,
     ) -> None:
         self.model = model
         self.ranks = ranks
@@ -113,6 +117,9 @@ class Spread(Generic[Model]):
         self._num_replicas = ranks.size
         self._replica: DistributedDataParallel | None = None
         encoder = encoder_of(model)
+        if uses_fp8:
+            check_device(device)
+            encoder.compute_in_fp8()
         if compiles:
             encoder.compile_layers()
         if settings is None:
