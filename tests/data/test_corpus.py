@@ -94,7 +94,7 @@ class TestPlainText:
     def test_a_file_is_a_document(self, tmp_path: Path) -> None:
         files = [write(tmp_path / "a.txt", "one\n\ntwo\n"), write(tmp_path / "b.txt", " \n")]
         (document,) = read_documents(files, text_unit="file")
-        assert document == ("one\n\ntwo\n", f"{files[0]}:1", 9)
+        assert document == ("one\n\ntwo\n", f"{files[0]}:1", 9, "")
 
     @pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
     def test_a_byte_order_mark_is_dropped(self, tmp_path: Path, unit: str) -> None:
@@ -198,6 +198,21 @@ class TestParquet:
         strings = pyarrow.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
         path = parquet(tmp_path / "a.parquet", {"text": strings})
         assert "is not UTF-8" in refusal(path)
+
+
+def test_a_record_may_name_its_source(tmp_path: Path) -> None:
+    lines = ['{"text": "a", "from": "books"}', '{"text": "b"}', '{"from": 7, "text": "c"}']
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+    assert [it.source for it in read_documents([path], source_key="from")] == ["books", "", "7"]
+    assert {it.source for it in read_documents([path])} == {""}
+    plain = write(tmp_path / "a.txt", "a")
+    assert [it.source for it in read_documents([plain], source_key="from")] == [""]
+    pytest.importorskip("pyarrow")
+    columns = {"from": ["books", None], "n": [1, 2], "text": ["a", "b"]}
+    table = parquet(tmp_path / "a.parquet", columns)
+    found = [(it.text, it.source) for it in read_documents([table], source_key="from")]
+    assert found == [("a", "books"), ("b", "")]
+    assert [it.source for it in read_documents([table], source_key="else")] == ["", ""]
 
 
 class TestSize:

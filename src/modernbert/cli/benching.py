@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from modernbert import telemetry
-from modernbert.cli.human import columns
+from modernbert.cli import human
 from modernbert.cli.options import AsJson, ModelName
 
 
@@ -70,11 +70,8 @@ def bench(
     if as_json:
         telemetry.result_json(outcome.to_json())
         return
-    telemetry.result(bench_report.headline(outcome))
-    for title, rows in bench_report.tables(outcome).items():
-        telemetry.result(f"\n{title}")
-        telemetry.result("\n".join(columns([list(rows[0]), *(list(row.values()) for row in rows)])))
-    telemetry.result("\n".join(["", *outcome.notes]))
+    shown = bench_report.headline(outcome), bench_report.tables(outcome), outcome.notes
+    telemetry.result(human.report(*shown))
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""The verbs of `modernbert evaluate`: benchmarks for which a model is fine-tuned."""
+"""The verbs of `modernbert evaluate`: a model fine-tuned on benchmarks' tasks, or measured as it is."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from modernbert import telemetry
-from modernbert.cli.human import columns
+from modernbert.cli import human, measuring
 from modernbert.cli.options import AsJson
 from modernbert.cli.training import Overrides
 
-app = typer.Typer(no_args_is_help=True, help="Fine-tune a model on a benchmark's tasks, and score it.")
+app = typer.Typer(no_args_is_help=True, help="Measure a model, as it is or fine-tuned on tasks.")
 
 RunFile = Annotated[
     Path | None, typer.Option("--run", metavar="RUN.yaml", help="A run file; options and changes go before.")
@@ -42,7 +42,7 @@ Mnli = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel="Fine-tuned on tasks")
 def glue(
     overrides: Overrides = None,
     run_file: RunFile = None,
@@ -62,7 +62,7 @@ def glue(
     _evaluate("glue", run_file, overrides, tasks, grid, {**given, "values": values, "mnli": mnli}, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Fine-tuned on tasks")
 def superglue(
     overrides: Overrides = None,
     run_file: RunFile = None,
@@ -80,7 +80,7 @@ def superglue(
     _evaluate("superglue", run_file, overrides, tasks, grid, given, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Fine-tuned on tasks")
 def ner(
     overrides: Overrides = None,
     run_file: RunFile = None,
@@ -137,8 +137,13 @@ def _evaluate(
     if as_json:
         telemetry.result_json(outcome.to_json())
         return
-    telemetry.result(finetuned_report.headline(outcome))
-    for title, rows in finetuned_report.tables(outcome).items():
-        telemetry.result(f"\n{title}")
-        telemetry.result("\n".join(columns([list(rows[0]), *(list(row.values()) for row in rows)])))
-    telemetry.result("\n".join(["", *finetuned_report.remarks(outcome)]))
+    shown = (
+        finetuned_report.headline(outcome),
+        finetuned_report.tables(outcome),
+        finetuned_report.remarks(outcome),
+    )
+    telemetry.result(human.report(*shown))
+
+
+for verb in (measuring.masked, measuring.needle, measuring.cloze):
+    app.command(rich_help_panel="As it is")(verb)

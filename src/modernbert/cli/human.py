@@ -85,6 +85,14 @@ def export(report: Any) -> str:
     return "\n".join([report.file, *columns([row for row in rows if row[1]])])
 
 
+def report(headline: str, tables: Mapping[str, Sequence[Mapping[str, str]]], remarks: Sequence[str]) -> str:
+    """Show a headline, each table under its title, and remarks."""
+    parts = [headline]
+    for title, rows in tables.items():
+        parts += ["", title, *columns([list(rows[0]), *(list(row.values()) for row in rows)])]
+    return "\n".join([*parts, "", *remarks])
+
+
 def short(text: str) -> str:
     """Write a text in one short line."""
     line = " ".join(text.split())

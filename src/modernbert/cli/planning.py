@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from modernbert import telemetry
-from modernbert.cli.human import columns
+from modernbert.cli import human
 from modernbert.cli.options import AsJson
 from modernbert.cli.training import Overrides
 
@@ -42,9 +42,5 @@ def plan(
     if as_json:
         telemetry.result_json(found.to_tree())
         return
-    telemetry.result(plans.headline(found))
-    for title, rows in {"Phases": settings.phase_rows(run), **plans.cost_tables(found)}.items():
-        telemetry.result(f"\n{title}")
-        telemetry.result("\n".join(columns([list(rows[0]), *(list(row.values()) for row in rows)])))
-    for remark in plans.remarks(found):
-        telemetry.result(f"\n{remark}")
+    tables = {"Phases": settings.phase_rows(run), **plans.cost_tables(found)}
+    telemetry.result(human.report(plans.headline(found), tables, ["\n\n".join(plans.remarks(found))]))

@@ -36,11 +36,13 @@ class Document(NamedTuple):
         text: What it says; never blank.
         origin: `file:line`, counted from 1 (of a paragraph, its first line; in Parquet, the row).
         bytes_read: How much of its file, as it lies on disk, has been read.
+        source: What its record says of where the text is from; empty where that is not asked or not said.
     """
 
     text: str
     origin: str
     bytes_read: int
+    source: str = ""
 
 
 class _Line(NamedTuple):
@@ -74,6 +76,7 @@ def read_documents(
     text_key: str = "text",
     text_unit: TextUnit = "line",
     max_document_bytes: int = 4_000_000,
+    source_key: str | None = None,
 ) -> Iterator[Document]:
     """Read the documents of `files`, in order. Blank ones are skipped.
 
@@ -83,6 +86,7 @@ def read_documents(
         text_unit: What is a document in a `.txt` file: a line, a paragraph (lines up to a blank
             one) or the whole file.
         max_document_bytes: Longest document (in JSON, longest line) that is accepted.
+        source_key: The JSON key or Parquet column that names a document's source, where there is one.
 
     Raises:
         InputError: A file is not UTF-8, not JSON, damaged, lacks the key, or holds a document that
@@ -94,9 +98,9 @@ def read_documents(
         if isinstance(path, HubPart):
             documents = _read_hub(path, text_key, max_document_bytes)
         elif (kind := _suffix(path)) == ".parquet":
-            documents = _read_parquet(path, text_key, max_document_bytes)
+            documents = _read_parquet(path, text_key, max_document_bytes, source_key)
         elif kind.startswith(".jsonl"):
-            documents = _read_json_lines(path, text_key, max_document_bytes)
+            documents = _read_json_lines(path, text_key, max_document_bytes, source_key)
         elif text_unit == "file":
             documents = _read_whole(path, max_document_bytes)
         else:
@@ -170,14 +174,18 @@ def _read_whole(path: Path | RemoteFile, limit: int) -> Iterator[Document]:
         yield Document(decode(data, path, 1), f"{path}:1", len(data))
 
 
-def _read_json_lines(path: Path | RemoteFile, text_key: str, limit: int) -> Iterator[Document]:
+def _read_json_lines(
+    path: Path | RemoteFile, text_key: str, limit: int, source_key: str | None
+) -> Iterator[Document]:
     for line in _lines(path, limit):
         if line.text.strip():
-            yield Document(_text_of(line.text, text_key, line.origin), line.origin, line.bytes_read)
+            record = read_object(line.text, text_key, line.origin)
+            text = check_text(record[text_key], text_key, line.origin)
+            yield Document(text, line.origin, line.bytes_read, _source(record.get(source_key or "")))
 
 
-def _text_of(line: str, text_key: str, origin: str) -> str:
-    return check_text(read_object(line, text_key, origin)[text_key], text_key, origin)
+def _source(value: object = None) -> str:
+    return "" if value is None else str(value)
 
 
 def read_object(line: str, text_key: str, origin: str) -> dict[str, Any]:
@@ -246,7 +254,9 @@ def _read_hub(part: HubPart, text_key: str, limit: int) -> Iterator[Document]:
         yield Document(_within(check_text(value, text_key, origin), origin, limit), origin, 0)
 
 
-def _read_parquet(path: Path | RemoteFile, text_key: str, limit: int) -> Iterator[Document]:
+def _read_parquet(
+    path: Path | RemoteFile, text_key: str, limit: int, source_key: str | None
+) -> Iterator[Document]:
     parquet = import_pyarrow("pyarrow.parquet", path)
     file_bytes, row = size_of(path), 0
     try:
@@ -261,12 +271,14 @@ def _read_parquet(path: Path | RemoteFile, text_key: str, limit: int) -> Iterato
                 raise InputError(
                     f"`{path}` has no column `{text_key}`{hint}; set `text_key` to the one with the text"
                 )
-            for batch in file.iter_batches(_PARQUET_BATCH_ROWS, columns=[text_key]):
-                for value in batch.column(0).to_pylist():
+            wanted = [text_key, *(key for key in columns if key == source_key != text_key)]
+            for batch in file.iter_batches(_PARQUET_BATCH_ROWS, columns=wanted):
+                for value, *source in zip(*(column.to_pylist() for column in batch.columns)):
                     row += 1
                     origin = f"{path}:{row}"
                     text = _within(check_text(value, text_key, origin), origin, limit)
-                    yield Document(text, origin, file_bytes * row // file.metadata.num_rows)
+                    bytes_read = file_bytes * row // file.metadata.num_rows
+                    yield Document(text, origin, bytes_read, _source(*source))
     except InputError:
         raise
     except UnicodeDecodeError:

@@ -57,6 +57,29 @@ class _Window(NamedTuple):
     labels: Ids
 
 
+def cut_stretches(
+    documents: Iterable[Sequence[int]], *, width: int, max_tokens: int, takes_short: bool
+) -> Iterator[Stretch]:
+    """Cut documents into stretches, until there are tokens enough.
+
+    Args:
+        documents: Token ids of each, without special ones.
+        width: Tokens of a stretch.
+        max_tokens: At most so many tokens, with two special ones a stretch.
+        takes_short: Take also what is left at a document's end.
+    """
+    left = max_tokens
+    for ids in documents:
+        for start in range(0, len(ids), width):
+            tokens = np.array(ids[start : start + width], dtype=np.int64)
+            if len(tokens) < width and not takes_short:
+                break
+            left -= len(tokens) + NUM_SPECIAL
+            if left < 0:
+                return
+            yield Stretch(left, tokens)
+
+
 def draw_stretches(sources: Sequence[Source], max_tokens: int) -> list[Stretch]:
     """Draw held-out sequences that are as long as their source cuts them.
 

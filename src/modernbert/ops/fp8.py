@@ -33,7 +33,7 @@ class Fp8Linear(nn.Linear):
     """
 
     def __init__(self, linear: nn.Module) -> None:
-        if type(linear) is not nn.Linear or linear.bias is not None:
+        if type(linear) is not nn.Linear or "bias" in linear.state_dict():
             raise ConfigError(
                 f"a layer to compute in fp8 is {linear}; it must be a plain linear layer without bias; "
                 "compute models with adapters in bf16"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from modernbert import runtime
 from modernbert.data.corpus import TextUnit, find_files, read_documents
 from modernbert.data.masking import Masker, MaskingSettings
 from modernbert.data.source import NUM_SPECIAL
 from modernbert.data.tokenizer import Tokenizer
-from modernbert.data.windows import Stretch
+from modernbert.data.windows import cut_stretches
 from modernbert.errors import InputError
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.runtime import Precision
@@ -56,7 +54,14 @@ def measure_perplexity(
     documents = read_documents(
         find_files(paths), text_key=text_key, text_unit=text_unit, max_document_bytes=max_document_bytes
     )
-    stretches = list(_stretches((document.text for document in documents), words, settings))
+    stretches = list(
+        cut_stretches(
+            (words.encode_batch([it.text], special=False, literal=True)[0] for it in documents),
+            width=max(settings.lengths) - NUM_SPECIAL,
+            max_tokens=settings.max_tokens,
+            takes_short=len(settings.lengths) == 1,
+        )
+    )
     if not stretches:
         raise InputError(
             f"no document has {max(settings.lengths) - NUM_SPECIAL} tokens; to compare lengths up to "
@@ -74,19 +79,3 @@ def measure_perplexity(
     return probe.measure(
         ModernBertForMaskedLM.from_pretrained(model, device=on).eval(), device=on, precision=precision
     )
-
-
-def _stretches(texts: Iterable[str], words: Tokenizer, settings: LengthSettings) -> Iterator[Stretch]:
-    """Cut documents into stretches of the longest length, until there are tokens enough."""
-    width, left = max(settings.lengths) - NUM_SPECIAL, settings.max_tokens
-    takes_short = len(settings.lengths) == 1
-    for text in texts:
-        (ids,) = words.encode_batch([text], special=False, literal=True)
-        for start in range(0, len(ids), width):
-            tokens = np.array(ids[start : start + width], dtype=np.int64)
-            if len(tokens) < width and not takes_short:
-                break
-            left -= len(tokens) + NUM_SPECIAL
-            if left < 0:
-                return
-            yield Stretch(left, tokens)
