@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Generic, TypeVar
 
 from modernbert.errors import InputError, nearest
 
@@ -49,15 +50,34 @@ _RIGHT_CHOICES = (
     *("label", "labels", "answerkey", "answer_key", "answer", "answer_idx", "answer_index", "gold"),
     *("gold_label", "target", "correct", "correct_answer"),
 )
+_RETRIEVED = (
+    *(("query", "positive"), ("anchor", "positive"), ("query", "pos"), ("query", "passage")),
+    *(("query", "document"), ("query", "text"), ("query", "answer"), ("question", "answer")),
+    *(("question", "passage"), ("question", "context"), ("question", "positive"), ("title", "text")),
+    *(("title", "body"), ("title", "abstract"), ("sentence1", "sentence2"), ("text1", "text2")),
+    *(("text", "text_pair"), ("docstring", "code"), ("docstring", "function")),
+)
+_NEGATIVES = ("negatives", "negative", "neg", "hard_negatives")
+_VERDICTS = ("label", "labels", "score", "relevance", "is_duplicate", "similarity")
 _IDS = ("id", "qid", "question_id", "idx", "guid", "uid")
 
 _RIGHT_ANSWER = "correct_answer"
 _WRONG_ANSWER = re.compile(r"(distractor|incorrect_answer|wrong_answer)_?(\d+)")
+_NUMBERED_NEGATIVE = re.compile(r"neg(ative)?_?(\d+)")
 _NUMBERED_CHOICE = re.compile(r"(choice|ending|option|answer|alternative|sol|)_?(\d+|[a-h])")
 
 
+class _Named:
+    """Columns by what they are."""
+
+    def summary(self) -> str:
+        """Say which column is what: `text: sentence1, text_pair: sentence2, label: label`."""
+        roles = {it.name: getattr(self, it.name) for it in fields(self)}  # type: ignore[arg-type]
+        return ", ".join(f"{role}: {name}" for role, name in roles.items() if name is not None)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class Columns(_Named):
     """Which column is what. None: to be guessed, or there is none.
 
     Attributes:
@@ -86,10 +106,23 @@ class Columns:
     choices: str | None = None
     id: str | None = None
 
-    def summary(self) -> str:
-        """Say which column is what: `text: sentence1, text_pair: sentence2, label: label`."""
-        roles = {it.name: getattr(self, it.name) for it in fields(self)}
-        return ", ".join(f"{role}: {name}" for role, name in roles.items() if name is not None)
+
+@dataclass(frozen=True, kw_only=True)
+class PairColumns(_Named):
+    """Which column is what, where queries and what they should find stand. None: to be guessed.
+
+    Attributes:
+        query: What is asked, or the first of two texts that belong together.
+        positive: What it should find, or lists of that.
+        negatives: What it should not find, or lists of that; or several columns, separated by commas.
+    """
+
+    query: str | None = None
+    positive: str | None = None
+    negatives: str | None = None
+
+
+Given = TypeVar("Given", Columns, PairColumns)
 
 
 def text_columns(names: Sequence[str], given: Columns, *, origin: str, labelled: bool = True) -> Columns:
@@ -179,9 +212,44 @@ def choice_columns(names: Sequence[str], given: Columns, *, origin: str, labelle
     return Columns(question=question, context=look.find("context", _GROUNDS), choices=choices, label=label)
 
 
-def split_names(choices: str, names: Iterable[str]) -> list[str]:
-    """Return the columns that `Columns.choices` names."""
-    return [choices] if choices in names else [name.strip() for name in choices.split(",")]
+def pair_columns(names: Sequence[str], given: PairColumns, *, origin: str) -> PairColumns:
+    """Find query, positive and, where there are some, negatives. See `text_columns`.
+
+    Raises:
+        InputError: A given column is missing, or one that is needed cannot be guessed; or all were guessed,
+            and a column beside them may say that some pairs do not belong together.
+    """
+    forms = {_form(name): name for name in reversed(names)}
+    query, positive = given.query, given.positive
+    if query is None and positive is None:
+        found = next((pair for pair in _RETRIEVED if all(side in forms for side in pair)), None)
+        query, positive = (forms[side] for side in found) if found else (None, None)
+        verdict = next((forms[form] for form in _VERDICTS if form in forms), None)
+        if verdict is not None and found:
+            raise InputError(
+                f"`{origin}` has a column `{verdict}`, which may say that a row's texts do not belong "
+                "together; each row must be a query and what it should find; leave out the others, and "
+                "name `columns.query` and `columns.positive`"
+            )
+    look = _Look(
+        names, replace(given, query=query, positive=positive, negatives=None), ("query", "positive"), origin
+    )
+    query = look.need("query", [first for first, _ in _RETRIEVED])
+    positive = look.need("positive", [second for _, second in _RETRIEVED])
+    negatives = given.negatives or next((forms[form] for form in _NEGATIVES if form in forms), None)
+    if negatives is None:
+        numbered = sorted(
+            (int(it[2]), name) for form, name in forms.items() if (it := _NUMBERED_NEGATIVE.fullmatch(form))
+        )
+        negatives = ",".join(name for _, name in numbered) or None
+    for name in split_names(negatives, names) if negatives else ():
+        look.check("negatives", name)
+    return PairColumns(query=query, positive=positive, negatives=negatives)
+
+
+def split_names(listed: str, names: Iterable[str]) -> list[str]:
+    """Return the columns that `Columns.choices` or `PairColumns.negatives` names."""
+    return [listed] if listed in names else [name.strip() for name in listed.split(",")]
 
 
 def _guess_choices(names: Sequence[str]) -> tuple[str | None, str | None]:
@@ -204,13 +272,15 @@ def _guess_choices(names: Sequence[str]) -> tuple[str | None, str | None]:
     return None, None
 
 
-class _Look:
+class _Look(Generic[Given]):
     """Looks for columns; each is taken once."""
 
-    def __init__(self, names: Sequence[str], given: Columns, roles: Sequence[str], origin: str) -> None:
+    def __init__(self, names: Sequence[str], given: Given, roles: Sequence[str], origin: str) -> None:
         self.names = names
         self.origin = origin
-        self.columns = replace(given, **{it.name: None for it in fields(given) if it.name not in roles})
+        self.columns: Given = replace(
+            given, **{it.name: None for it in fields(given) if it.name not in roles}
+        )
         self.forms = {_form(name): name for name in reversed(names)}
         for role in roles:
             if (name := self.found(role)) is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from modernbert.data.columns import Columns
+from modernbert.data.columns import Columns, PairColumns
 
 # What a text is labelled with: a class, a number, several classes, or several numbers.
 Label = str | float | tuple[str, ...] | tuple[float, ...]
@@ -80,6 +80,23 @@ class ChoiceRecord:
     place: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairRecord:
+    """A query and what it should find, or two texts that belong together.
+
+    Attributes:
+        query: What is asked.
+        positive: What it should find.
+        negatives: What it should not find; more of it come from the other pairs of a batch.
+        place: `train.jsonl, line 7`, or the place of a document.
+    """
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...] = ()
+    place: str
+
+
 class Remark(NamedTuple):
     """Something about examples that is no error, but should be known.
 
@@ -115,7 +132,7 @@ class Remarks:
         return (Remark(kind, number, self._firsts[kind]) for kind, number in self._counts.items())
 
 
-Record = TypeVar("Record", TextRecord, TagRecord, AnswerRecord, ChoiceRecord)
+Record = TypeVar("Record", TextRecord, TagRecord, AnswerRecord, ChoiceRecord, PairRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +150,7 @@ class Records(Generic[Record]):
 
     path: str
     records: list[Record]
-    columns: Columns
+    columns: Columns | PairColumns
     remarks: Remarks
     class_names: tuple[str, ...] = ()
     scheme: str | None = None

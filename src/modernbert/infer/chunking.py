@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from modernbert.data.sentences import sentence_starts
 from modernbert.errors import InputError
 from modernbert.infer.arguments import check_count
 from modernbert.infer.embedding_head import EmbeddingHead
 from modernbert.infer.outputs import per_token
 from modernbert.infer.runner import Runner
-from modernbert.infer.sentences import sentence_starts
 from modernbert.infer.task import Prepared, Task
 from modernbert.infer.texts import Pieces, Texts
 from modernbert.infer.windows import Span, owned, windows

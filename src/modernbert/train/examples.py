@@ -19,7 +19,9 @@ from torch import Tensor
 
 from modernbert.data.counter_random import key_of, permute
 from modernbert.layout import SequenceLayout, pack
+from modernbert.train.gradients import StepFigures, step_gradients
 from modernbert.train.objective import Objective
+from modernbert.train.parallel import Spread
 from modernbert.train.ranks import ALONE, Ranks
 
 
@@ -94,6 +96,10 @@ class ExampleStep:
     num_examples: int
     num_tokens: int
     identity: str
+
+    def gradients(self, spread: Spread[Any], seeds: Sequence[int]) -> StepFigures:
+        """Compute the step's gradients, which add to those that there are; see `step_gradients`."""
+        return step_gradients(spread, self.rows, seeds)
 
 
 def steps_in(num_examples: int, batch_size: int, epochs: float) -> int:

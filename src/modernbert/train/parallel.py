@@ -7,7 +7,7 @@ that the gradients of all rows on all ranks simply add up: each target weighs th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeGuard, TypeVar, cast
 
@@ -45,6 +45,9 @@ class Row(Protocol):
 
     def loss(self, model: Any) -> tuple[Tensor, Tensor]:
         """Return its summed loss (fp32 scalar), and how much of it was right (int64 scalar)."""
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,11 @@ class Spread(Generic[Model]):
             if self._replica and torch.is_grad_enabled():
                 return cast(tuple[Tensor, Tensor], self._replica(on_device))
             return on_device.loss(self.model)
+
+    def compute(self, row: AnyRow, question: Callable[[AnyRow, Any], Tensor]) -> Tensor:
+        """Return what else a row asks of the model than its loss, without gradients."""
+        with torch.no_grad(), runtime.autocast(self.device, self._precision):
+            return question(row.to(self.device), self.model)
 
     def backward(self, mean: Tensor) -> None:
         """Add to the gradients those of a share of the step's mean loss.

@@ -1,12 +1,12 @@
-"""Fine-tuning's loop: a generator that takes a step and yields a report; its caller decides the rest."""
+"""The loop over examples: a generator that takes a step and yields a report; its caller decides the rest."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -15,8 +15,7 @@ from modernbert.data.counter_random import key_of
 from modernbert.errors import ConfigError, DivergenceError
 from modernbert.model.checkpoint import Pretrained
 from modernbert.model.heads import encoder_of
-from modernbert.train.examples import ExampleStep
-from modernbert.train.gradients import step_gradients
+from modernbert.train.gradients import StepFigures
 from modernbert.train.grouped import Group
 from modernbert.train.optim import clip_gradients, parameter_groups
 from modernbert.train.parallel import Spread
@@ -89,6 +88,33 @@ class TuningSettings:
         return self.learning_rate * (left if self.decay == "linear" else math.sin(math.pi / 2 * left) ** 2)
 
 
+class TuningStep(Protocol):
+    """What one optimizer step consumes, and how its gradients come of it."""
+
+    @property
+    def number(self) -> int:
+        """Steps taken once it is done."""
+
+    @property
+    def rows(self) -> Sequence[object]:
+        """This rank's micro-batches."""
+
+    @property
+    def num_examples(self) -> int:
+        """Of all ranks."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all ranks."""
+
+    @property
+    def identity(self) -> str:
+        """Which examples these are, for messages."""
+
+    def gradients(self, spread: Spread[Any], seeds: Sequence[int]) -> StepFigures:
+        """Compute the gradients, which add to those that there are; a seed a row fixes its dropout."""
+
+
 @dataclass(frozen=True)
 class TuningReport:
     """What one step did, over all ranks.
@@ -101,7 +127,7 @@ class TuningReport:
         seconds: From the end of the step before, or the start.
     """
 
-    step: ExampleStep
+    step: TuningStep
     loss: float
     gradient_norm: float
     learning_rate: float
@@ -110,7 +136,7 @@ class TuningReport:
 
 def tune(
     optimizer: Optimizer,
-    steps: Iterable[ExampleStep],
+    steps: Iterable[TuningStep],
     *,
     spread: Spread[Any],
     settings: TuningSettings,
@@ -138,7 +164,7 @@ def tune(
         seeds = [
             key_of("dropout", seed, step.number, spread.ranks.rank, place) for place in range(len(step.rows))
         ]
-        found = step_gradients(spread, step.rows, seeds)
+        found = step.gradients(spread, seeds)
         if not (math.isfinite(found.loss) and math.isfinite(found.gradient_norm)):
             optimizer.zero_grad(set_to_none=True)
             raise DivergenceError(

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from modernbert import telemetry
-from modernbert.recipes.finetune import outcome, session
+from modernbert.recipes.finetune import outcome
 from modernbert.recipes.finetune.settings import read_run
 from modernbert.recipes.finetune.trials import finetune_all
+from modernbert.recipes.tuning import session
 from modernbert.train.supervised import TuningReport, tune
 
 RANK = int(os.environ["RANK"])

@@ -17,9 +17,9 @@ import yaml
 
 from modernbert import cli, config, files
 from modernbert.errors import BackendError, ConfigError, StorageError
-from modernbert.recipes.finetune import session
 from modernbert.recipes.finetune.session import finetune
 from modernbert.recipes.finetune.settings import FinetuneRun
+from modernbert.recipes.tuning import session
 from tests.recipes.commands import last_step, running, wait_for_step
 
 from .test_session import same, stopping_after, weights

@@ -15,6 +15,7 @@ from sklearn import metrics as judge
 
 from modernbert.errors import BackendError, InputError
 from modernbert.recipes.finetune import metrics
+from modernbert.recipes.tuning.selection import is_better
 
 LABELS = ["a", "b", "c", "d"]
 
@@ -245,8 +246,8 @@ def test_the_primary_figure_is_always_there_and_higher_is_better() -> None:
     assert found.keys() == metrics.PRIMARY.keys()
     for problem, name in metrics.PRIMARY.items():
         assert name in found[problem]
-        assert metrics.is_better(name, 0.6, 0.5)
-    assert metrics.is_better("log_loss", 0.5, 0.6)
+        assert is_better(name, 0.6, 0.5)
+    assert is_better("log_loss", 0.5, 0.6)
 
 
 @pytest.mark.parametrize(

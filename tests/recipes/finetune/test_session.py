@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 import modernbert
 from modernbert import files
 from modernbert.errors import ConfigError, InputError
-from modernbert.recipes.finetune import session
-from modernbert.recipes.finetune.session import finetune
+from modernbert.recipes.finetune.session import _Session, finetune
 from modernbert.recipes.finetune.settings import FinetuneRun
 from modernbert.recipes.finetune.tasks import TASKS
+from modernbert.recipes.tuning import session
+from modernbert.recipes.tuning.session import Workplace
 from modernbert.train.ranks import ALONE
 from modernbert.train.supervised import tune
 
@@ -50,6 +51,11 @@ def stopping_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = sig
             yield report
 
     monkeypatch.setattr(session, "tune", stopped)
+
+
+def opened(run: FinetuneRun) -> _Session:
+    cpu = torch.device("cpu")
+    return _Session(run, Workplace(folder=Path(run.folder), ranks=ALONE, device=cpu, facts={}))
 
 
 @pytest.mark.parametrize(
@@ -262,12 +268,7 @@ class TestData:
         self, plan: Plan, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         found = [
-            [
-                it.place
-                for it in session._Session(run, Path(run.folder), ALONE, torch.device("cpu"), {})
-                .task.splits["validation"]
-                .records
-            ]
+            [it.place for it in opened(run).task.splits["validation"].records]
             for run in (plan("classify"), plan("classify", "seed=5"))
         ]
         assert found[0] == found[1]
@@ -291,7 +292,7 @@ class TestData:
         path = tmp_path / "long.conll"
         path.write_text(f"{lines}\n" * 4)
         run = plan("tag", f"data.train={path}", "tuning.epochs=6", "data.stride=16")
-        found = session._Session(run, Path(run.folder), ALONE, torch.device("cpu"), {})
+        found = opened(run)
         examples = found.examples
         assert max(len(it.sequences[0]) for it in examples) <= 64
         judged = sum(label != -100 for it in examples for label in it.target)

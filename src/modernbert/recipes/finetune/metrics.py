@@ -39,19 +39,6 @@ PRIMARY: Mapping[str, str] = {
 """The figure by which the best checkpoint is chosen, by problem. Higher is better of each, and each is there
 wherever there is an example."""
 
-LOWER_IS_BETTER = frozenset({"loss", "log_loss", "calibration_error", "mse", "mae"})
-"""Of all other figures, higher is better."""
-
-
-def is_better(name: str, value: float, other: float) -> bool:
-    """Whether `value` of the figure `name` is better than `other`."""
-    return cost(name, value) < cost(name, other)
-
-
-def cost(name: str, value: float) -> float:
-    """Return what of the figure `name` is the lower the better."""
-    return value if name in LOWER_IS_BETTER else -value
-
 
 def classes(gold: ArrayLike, logits: ArrayLike, labels: Sequence[str]) -> dict[str, float]:
     """Return the figures of one label of several.

@@ -15,11 +15,12 @@ from modernbert.model.checkpoint import Pretrained
 from modernbert.recipes.finetune.about import About, DataPart, write_about
 from modernbert.recipes.finetune.card import model_card
 from modernbert.recipes.finetune.findings import Findings, write_findings
-from modernbert.recipes.finetune.journal import Progress
 from modernbert.recipes.finetune.report import write_report
 from modernbert.recipes.finetune.task import TEST, TRAIN, VALIDATION, TuningTask
+from modernbert.recipes.tuning.journal import Progress
+from modernbert.recipes.tuning.session import MODEL
 
-MODEL, ADAPTER = "model", "adapter"
+ADAPTER = "adapter"
 
 
 def write_outcome(

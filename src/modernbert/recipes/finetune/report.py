@@ -15,8 +15,8 @@ from modernbert.recipes.finetune.about import About, command, read_about
 from modernbert.recipes.finetune.curves import Curves, read_curves
 from modernbert.recipes.finetune.drawings import curve_charts, heat_map, readable, reliability_chart
 from modernbert.recipes.finetune.findings import Findings, read_findings
-from modernbert.recipes.finetune.metrics import LOWER_IS_BETTER
 from modernbert.recipes.run_tables import NOTHING, Row, duration
+from modernbert.recipes.tuning.selection import LOWER_IS_BETTER
 from modernbert.telemetry import human
 
 HEADLINE_FIGURES = 6

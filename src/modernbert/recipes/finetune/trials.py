@@ -16,11 +16,11 @@ from modernbert.errors import ConfigError
 from modernbert.recipes.finetune.about import read_about, write_about
 from modernbert.recipes.finetune.findings import read_findings, write_findings
 from modernbert.recipes.finetune.intervals import spread
-from modernbert.recipes.finetune.metrics import cost
-from modernbert.recipes.finetune.outcome import MODEL
 from modernbert.recipes.finetune.report import write_report
-from modernbert.recipes.finetune.session import FinetuneResult, finetune
+from modernbert.recipes.finetune.session import finetune
 from modernbert.recipes.finetune.settings import FinetuneRun, TrialSettings
+from modernbert.recipes.tuning.selection import cost
+from modernbert.recipes.tuning.session import MODEL, TuningResult
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Trial:
     run: FinetuneRun
 
 
-Outcome = tuple[Trial, FinetuneResult]
+Outcome = tuple[Trial, TuningResult]
 
 
 def trials_of(run: FinetuneRun) -> list[Trial]:
@@ -176,7 +176,7 @@ def _copy(folder: Path, to: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _write_findings(folder: Path, best: Path, alike: Sequence[FinetuneResult]) -> None:
+def _write_findings(folder: Path, best: Path, alike: Sequence[TuningResult]) -> None:
     """Write what was found of the best run, with how far its figures lie apart over runs that are alike."""
     for found in read_findings(best):
         figures = [result.figures[found.split] for result in alike]

@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from modernbert.infer.sentences import sentence_starts
+from modernbert.data.sentences import sentence_starts
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a fine-tuning run writes down while it goes on, and what it knows of itself between two steps."""
+"""What a run of tuning writes down while it goes on, and what it knows of itself between two steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modernbert import files, telemetry
-from modernbert.recipes.finetune.metrics import is_better
+from modernbert.recipes.tuning.selection import is_better
 from modernbert.train.supervised import TuningReport
 
 FILE = "metrics.jsonl"
