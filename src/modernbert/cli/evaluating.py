@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from modernbert import telemetry
-from modernbert.cli import human, measuring
+from modernbert.cli import human, measuring, measuring_vectors
 from modernbert.cli.options import AsJson
 from modernbert.cli.training import Overrides
 
@@ -145,5 +145,12 @@ def _evaluate(
     telemetry.result(human.report(*shown))
 
 
-for verb in (measuring.masked, measuring.needle, measuring.cloze):
+for verb in (
+    measuring.masked,
+    measuring.needle,
+    measuring.cloze,
+    measuring_vectors.retrieval,
+    measuring_vectors.rerank,
+    measuring_vectors.sts,
+):
     app.command(rich_help_panel="As it is")(verb)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # torch is loaded when a verb runs, not to print its help
     from modernbert.infer.encoder import Encoder
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Folder, hub id or preset name.")]
+ModelNames = Annotated[
+    list[str] | None, typer.Option("--model", "-m", help="Folder or hub id; given several times, several.")
+]
 TokenizerName = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 TextKey = Annotated[str, typer.Option(help="Name of the text in JSON lines and Parquet.")]
@@ -85,18 +88,45 @@ class ModelChoice:
 
 def with_model(verb: Callable[..., None]) -> Callable[..., None]:
     """Give a verb, in place of its parameter `choice`, the options of `ModelChoice`."""
-    shared = inspect.signature(ModelChoice, eval_str=True).parameters
+    return _expanded(verb, "choice", {}, lambda model, rest: ModelChoice(model=model, **rest))
+
+
+def with_models(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb, in place of its parameter `choices`, the same options, `--model` any number of times."""
+
+    def choices(models: list[str] | None, rest: dict[str, Any]) -> list[ModelChoice]:
+        return [ModelChoice(model=model, **rest) for model in models or ()]
+
+    return _expanded(verb, "choices", {"annotation": ModelNames, "default": None}, choices)
+
+
+def _expanded(
+    verb: Callable[..., None],
+    name: str,
+    model: Mapping[str, Any],
+    choose: Callable[[Any, dict[str, Any]], Any],
+) -> Callable[..., None]:
+    """Put the options of `ModelChoice` in place of a verb's parameter `name`.
+
+    Args:
+        verb: What is to get them.
+        name: Of the parameter.
+        model: What is other about the option `--model`.
+        choose: Makes the parameter's value of the model and the other options.
+    """
+    shared = dict(inspect.signature(ModelChoice, eval_str=True).parameters)
+    shared["model"] = shared["model"].replace(**model)
     own = inspect.signature(verb, eval_str=True).parameters
 
     @functools.wraps(verb)
     def expanded(**values: Any) -> None:
-        choice = ModelChoice(**{name: values.pop(name) for name in shared})
-        verb(choice=choice, **values)
+        given = {option: values.pop(option) for option in shared}
+        verb(**{name: choose(given.pop("model"), given)}, **values)
 
     parameters = [
         parameter.replace(kind=parameter.KEYWORD_ONLY)
-        for name, parameter in {**own, **shared}.items()
-        if name != "choice"
+        for parameter_name, parameter in {**own, **shared}.items()
+        if parameter_name != name
     ]
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -252,6 +252,22 @@ def split_names(listed: str, names: Iterable[str]) -> list[str]:
     return [listed] if listed in names else [name.strip() for name in listed.split(",")]
 
 
+def find_column(names: Sequence[str], what: str, candidates: Sequence[str], *, origin: str) -> str:
+    """Find the one column of a format that users do not set: the first candidate that is there.
+
+    Raises:
+        InputError: None is there.
+    """
+    forms = {_form(name): name for name in reversed(names)}
+    for candidate in candidates:
+        if candidate in forms:
+            return forms[candidate]
+    raise InputError(
+        f"`{origin}` has nothing whose name tells that it is {what}; it must have one of "
+        f"{', '.join(candidates)}; it has {', '.join(names)}; rename one"
+    )
+
+
 def _guess_choices(names: Sequence[str]) -> tuple[str | None, str | None]:
     """Return the columns of choices, and the one in which the right choice stands if one does."""
     forms = {_form(name): name for name in names}

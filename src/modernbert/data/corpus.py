@@ -27,6 +27,7 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _DAMAGE = (OSError, EOFError, zlib.error)
 PARQUET_DAMAGE = (OSError, ValueError, NotImplementedError)
 _PARQUET_BATCH_ROWS = 256
+_MAX_OBJECT_BYTES = 64 * 1024**2
 
 
 class Document(NamedTuple):
@@ -107,6 +108,18 @@ def read_documents(
             lines = _lines(path, max_document_bytes)
             documents = _paragraphs(lines, max_document_bytes) if text_unit == "paragraph" else _each(lines)
         yield from (document for document in documents if document.text.strip())
+
+
+def read_objects(path: Path, example_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read JSON lines of objects as a stream: where each stands, `file:line`, and what it is.
+
+    Raises:
+        InputError: The file is missing, damaged, not UTF-8, or a line is no object. The message names file
+            and line; `example_key` is one that an object may have.
+    """
+    for line in _lines(path, _MAX_OBJECT_BYTES):
+        if line.text.strip():
+            yield line.origin, parse_object(line.text, example_key, line.origin)
 
 
 def size_of(file: TextFile) -> int:

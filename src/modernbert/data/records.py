@@ -97,6 +97,25 @@ class PairRecord:
     place: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class CandidateRecord:
+    """A query, and documents to put in order for it.
+
+    Attributes:
+        query: What is asked.
+        documents: At least one.
+        grades: How relevant each is: 0 or less not at all, more the more.
+        is_ordered: Whether the documents came in an order that says something.
+        place: `test.jsonl, line 7`.
+    """
+
+    query: str
+    documents: tuple[str, ...]
+    grades: tuple[int, ...]
+    is_ordered: bool
+    place: str
+
+
 class Remark(NamedTuple):
     """Something about examples that is no error, but should be known.
 
@@ -132,7 +151,7 @@ class Remarks:
         return (Remark(kind, number, self._firsts[kind]) for kind, number in self._counts.items())
 
 
-Record = TypeVar("Record", TextRecord, TagRecord, AnswerRecord, ChoiceRecord, PairRecord)
+Record = TypeVar("Record", TextRecord, TagRecord, AnswerRecord, ChoiceRecord, PairRecord, CandidateRecord)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,13 @@ from modernbert.errors import BackendError
 from modernbert.evaluate.contenders import Contender
 from modernbert.evaluate.outcome import BenchOutcome, Throughput
 from modernbert.evaluate.workloads import LONGEST, PUBLISHED_DOCUMENTS, SETS
+from modernbert.evaluate.written import Rows
 from modernbert.recipes.drawing import COLOURS, INK, QUIET, as_svg, new_figure
 from modernbert.telemetry import human
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Rows = list[dict[str, str]]
 Panel = Callable[..., None]
 
 NAME = "bench"

@@ -6,16 +6,14 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from modernbert import files
+from modernbert.evaluate import written
 from modernbert.evaluate.collected import Figure, Outcome
 from modernbert.evaluate.finetuned import SUITES
 from modernbert.evaluate.published import PUBLISHED
 from modernbert.evaluate.suites import DEV, TRAIN, SuiteTask
+from modernbert.evaluate.written import Rows
 from modernbert.telemetry import human
 
-Rows = list[dict[str, str]]
-
-NAME = "results"
 NOTHING = "–"
 NOT_FROM_MNLI = "†"
 
@@ -46,24 +44,13 @@ def remarks(outcome: Outcome) -> list[str]:
     return told
 
 
-def markdown(outcome: Outcome) -> str:
-    """Write the tables and remarks as Markdown."""
-    parts = [f"# {headline(outcome)}"]
-    for title, rows in tables(outcome).items():
-        lines = [[*rows[0]], ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
-        parts.append(f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    parts.append("\n".join(f"- {remark}" for remark in remarks(outcome)))
-    return "\n\n".join(parts) + "\n"
-
-
 def save(outcome: Outcome, folder: Path) -> None:
     """Write all figures as `results.json` and the tables as `results.md`.
 
     Raises:
         StorageError: The disk is full or not writable.
     """
-    files.write_json(folder / f"{NAME}.json", outcome.to_json())
-    files.write_text(folder / f"{NAME}.md", markdown(outcome))
+    written.save(folder, outcome.to_json(), headline(outcome), tables(outcome), remarks(outcome))
 
 
 def _tasks(outcome: Outcome) -> list[SuiteTask]:

@@ -9,11 +9,10 @@ from typing import Any
 
 from modernbert import files, telemetry
 from modernbert.errors import BackendError, ConfigError, InputError
+from modernbert.evaluate.written import Rows
 from modernbert.infer.encoder import Encoder
 from modernbert.infer.loading import load
 from modernbert.model.heads import ModernBertForMaskedLM
-
-Rows = list[dict[str, str]]
 
 NOTHING = "–"
 

@@ -103,6 +103,11 @@ class Encoder:
         return self.embedding_head.config
 
     @property
+    def is_cross_encoder(self) -> bool:
+        """Whether it scores pairs of texts, with `predict` and `rank`."""
+        return self.architecture == _NEEDS["rank"]
+
+    @property
     def max_length(self) -> int:
         """Tokens of the longest sequence, special ones counted."""
         return self.texts.max_length

@@ -120,7 +120,7 @@ def of_classes(gold: ArrayLike, logits: ArrayLike, num_labels: int) -> dict[str,
         "accuracy": lambda times: metrics.accuracy_of(confusion(times)),
         "macro_f1": lambda times: metrics.macro_f1_of(confusion(times)),
         "mcc": lambda times: metrics.mcc_of(confusion(times)),
-        "log_loss": _mean(nats),
+        "log_loss": mean_of(nats),
     }
     if num_labels == 2:
         found["f1"] = lambda times: float(metrics.f1_of(confusion(times))[1])
@@ -135,7 +135,7 @@ def of_label_sets(gold: ArrayLike, logits: ArrayLike) -> dict[str, Measure]:
     return {
         "micro_f1": lambda times: metrics.micro_of(sums(times))["f1"],
         "macro_f1": lambda times: metrics.macro_of(sums(times)),
-        "exact_match": _mean((predicted == truth).all(axis=1).astype(np.float64)),
+        "exact_match": mean_of((predicted == truth).all(axis=1).astype(np.float64)),
     }
 
 
@@ -150,8 +150,8 @@ def of_values(gold: ArrayLike, predicted: ArrayLike) -> dict[str, Measure]:
     return {
         "pearson": lambda times: metrics.pearson_of(truth, guess, times),
         "spearman": spearman,
-        "mse": _mean(((guess - truth) ** 2).mean(axis=1)),
-        "mae": _mean(np.abs(guess - truth).mean(axis=1)),
+        "mse": mean_of(((guess - truth) ** 2).mean(axis=1)),
+        "mae": mean_of(np.abs(guess - truth).mean(axis=1)),
     }
 
 
@@ -169,19 +169,20 @@ def of_answers(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[
     """Measure exact match and both F1. For the arguments see `metrics`."""
     scores = score_answers(gold, predicted)
     return {
-        "exact_match": _mean(scores.exact_match),
-        "f1": _mean(scores.f1),
-        "character_f1": _mean(scores.character_f1),
+        "exact_match": mean_of(scores.exact_match),
+        "f1": mean_of(scores.f1),
+        "character_f1": mean_of(scores.character_f1),
     }
 
 
 def of_choices(gold: Sequence[int], scores: Sequence[ArrayLike]) -> dict[str, Measure]:
     """Measure accuracy. For the arguments see `metrics`."""
     right = [float(np.asarray(part).argmax() == place) for place, part in zip(gold, scores)]
-    return {"accuracy": _mean(np.array(right, dtype=np.float64))}
+    return {"accuracy": mean_of(np.array(right, dtype=np.float64))}
 
 
-def _mean(values: Array) -> Measure:
+def mean_of(values: Array) -> Measure:
+    """Measure the mean of `[n]` values, one an example."""
     return lambda times: float(times @ values / times.sum())
 
 
