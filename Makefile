@@ -8,8 +8,9 @@ VENV ?= .venv
 WORKERS ?= 2
 PYTEST_ARGS ?=
 TOUR_ARGS ?=
-# Without modules that others import, and those that must be told of a run.
-BENCHMARKS ?= $(filter-out %/__init__.py %/continued.py %/common.py %/contenders.py %/finetune_trainer.py %/tables.py %/train_options.py,$(wildcard benchmarks/*.py))
+# Without modules that others import, and those that must be told of a run or of a corpus.
+NOT_ALONE := __init__ common contenders continued finetune_trainer mini_card mini_sweep plain_bert tables train_options
+BENCHMARKS ?= $(filter-out $(NOT_ALONE:%=benchmarks/%.py),$(wildcard benchmarks/*.py))
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet

@@ -11,6 +11,10 @@ The folder of data sets holds one folder for each, with `train.jsonl` and what i
     python -m benchmarks.finetune --data FOLDER --model MODEL
     python -m benchmarks.finetune --data FOLDER --limit 64 --preset tiny --only trec wnut17
     python -m benchmarks.finetune --data FOLDER --model MODEL --cpu-time
+    python -m benchmarks.finetune --data FOLDER --model MODEL --anchor BERT --no-peer
+
+`--anchor` names another encoder of transformers, such as that of `benchmarks.plain_bert`, which the `Trainer`
+teaches the texts and tags besides.
 """
 
 from __future__ import annotations
@@ -35,9 +39,10 @@ import torch
 
 from benchmarks import common
 from benchmarks.finetune_trainer import Peer, seen, warm_up
-from modernbert import runtime, telemetry
+from modernbert import files, runtime, telemetry
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ModernBertError
+from modernbert.infer.texts import Texts
 from modernbert.model.config import EncoderConfig
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.model.init import initialise
@@ -52,7 +57,7 @@ QUESTION = "Is fine-tuning here as good as by transformers' Trainer, and how muc
 CPU_QUESTION = (
     "How long does fine-tuning on 7,000 sentences take on two CPU cores, and how good is the model?"
 )
-OURS, THEIRS = "modernbert", "transformers Trainer"
+OURS, THEIRS, ANCHOR = "modernbert", "transformers Trainer", "anchor, transformers Trainer"
 AIMED_RATIO = 3.0
 BATCH = 32
 PEER_PACKAGES = ("transformers", "accelerate")
@@ -141,7 +146,7 @@ class Benchmark:
         wanted = [SST2.name] if given.cpu_time else given.only
         self.cases = [case for case in CASES if wanted is None or case.name in wanted]
         self.model = given.model or str(self._random_model())
-        self.has_peer = _has_peer() and not given.no_peer
+        self.has_trainer = _has_trainer()
         self.rows: list[dict[str, Any]] = []
         self.skipped: list[str] = []
 
@@ -161,9 +166,12 @@ class Benchmark:
 
     def _compare(self, case: Case, seeds: int, model: str | None = None) -> None:
         """Train both in turn, seed after seed, and add their rows."""
-        ways = {OURS: self._ours, THEIRS: self._theirs}
-        if not self.has_peer or case.start:
-            del ways[THEIRS]
+        ways = {OURS: self._ours}
+        if self.has_trainer and not case.start:
+            if not self.given.no_peer:
+                ways[THEIRS] = self._theirs
+            if self.given.anchor and case.task in ("classify", "tag"):
+                ways[ANCHOR] = self._anchor
         if self._is_late():
             self.skipped.append(case.name)
             return
@@ -212,7 +220,12 @@ class Benchmark:
         return self._outcome(case, read_findings(Path(run.folder))[0], _our_rate(run), minutes)
 
     def _theirs(self, case: Case, seed: int, model: str) -> Outcome:
-        run = self._run(case, THEIRS, seed, model)
+        return self._by_trainer(case, self._run(case, THEIRS, seed, model))
+
+    def _anchor(self, case: Case, seed: int, model: str) -> Outcome:
+        return self._by_trainer(case, self._run(case, ANCHOR, seed, str(self.given.anchor)))
+
+    def _by_trainer(self, case: Case, run: FinetuneRun) -> Outcome:
         self._clear()
         began = time.perf_counter()
         peer = Peer(run, _task(run))
@@ -294,7 +307,9 @@ class Benchmark:
 
     def _write(self, name: str, question: str, **more: Any) -> None:
         facts = {"model": self.given.model or f"random weights, {self.given.preset}", **more}
-        if self.has_peer:
+        if self.given.anchor:
+            facts["anchor"] = str(self.given.anchor)
+        if self.has_trainer:
             facts["versions"] = {name: importlib.metadata.version(name) for name in PEER_PACKAGES}
         common.save(name, question, self.rows, self.machine, self.given.results, **facts)
 
@@ -350,8 +365,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _task(run: FinetuneRun) -> TuningTask[Any]:
-    kind = TASKS[run.task]
-    return kind(run, open_texts(run, Tokenizer.from_pretrained(run.model)), read_splits(run, kind))
+    kind, words = TASKS[run.task], Tokenizer.from_pretrained(run.model)
+    settings = files.read_json(Path(run.model) / "config.json") if Path(run.model).is_dir() else {}
+    if settings.get("model_type", "modernbert") == "modernbert":
+        texts = open_texts(run, words)
+    else:  # the anchor
+        texts = Texts(words, run.data.max_length or settings["max_position_embeddings"])
+    return kind(run, texts, read_splits(run, kind))
 
 
 def _our_rate(run: FinetuneRun) -> float:
@@ -380,7 +400,7 @@ def _thinned(lines: Sequence[str], limit: int | None) -> list[str]:
     return [lines[place * len(lines) // limit] for place in range(limit)]
 
 
-def _has_peer() -> bool:
+def _has_trainer() -> bool:
     missing = [name for name in PEER_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         telemetry.note(f"the peer is left out: it needs `pip install {' '.join(missing)}`")
@@ -404,6 +424,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--limit", type=int, help="examples of each file, for a try")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no data set after so many")
+    parser.add_argument("--anchor", type=Path, help="folder of another encoder of transformers, besides")
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
     parser.add_argument("--cpu-time", action="store_true", help="7,000 sentences on two CPU threads instead")
     parser.add_argument("--results", type=Path, help="folder of the result; none: benchmarks/results")

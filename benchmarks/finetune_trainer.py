@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from modernbert import runtime
 from modernbert.data.records import AnswerRecord, ChoiceRecord, TagRecord, TextRecord
 from modernbert.infer.runner import TorchRunner
+from modernbert.layout import SequenceLayout
 from modernbert.recipes.finetune import evaluated
 from modernbert.recipes.finetune.evaluated import Shown
 from modernbert.recipes.finetune.findings import Findings
@@ -49,18 +51,20 @@ class Peer:
     """One run of the `Trainer`.
 
     Args:
-        run: Ours: checkpoint, epochs, batch size, learning rate, seed and device are taken from it.
+        run: Ours: checkpoint, epochs, batch size, learning rate, seed and device are taken from it. For texts
+            and tags the checkpoint may be another encoder of transformers.
         task: With the same examples, and what judges the model.
     """
 
     def __init__(self, run: FinetuneRun, task: TuningTask[Any]) -> None:
-        from transformers import AutoTokenizer, set_seed
+        from transformers import AutoConfig, AutoTokenizer, set_seed
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         set_seed(run.seed)
         self.run, self.task = run, task
+        self.is_ours = AutoConfig.from_pretrained(run.model).model_type == "modernbert"
         self.device = runtime.choose_device(run.device)
         self.tokenizer = AutoTokenizer.from_pretrained(run.model)
         self.features = self._features(TRAIN)
@@ -80,6 +84,8 @@ class Peer:
         """Measure the model as ours is measured; tags by the peer's own tokens, which it was trained on."""
         if self.run.task == "tag":
             return self._tags()
+        if not self.is_ours:
+            return self.task.evaluate(PaddedRunner(self.trainer.model), TEST)
         self.trainer.save_model(str(folder))
         model = self.task.kind.from_pretrained(folder, device=self.device).eval()
         return self.task.evaluate(TorchRunner(model, self.run.precision), TEST)
@@ -126,7 +132,9 @@ class Peer:
         if head.labels and self.run.task in ("classify", "tag"):
             options["id2label"] = dict(enumerate(head.labels))
             options["label2id"] = {label: index for index, label in enumerate(head.labels)}
-        return kind.from_pretrained(self.run.model, classifier_pooling=head.pooling, **options)
+        if self.is_ours:
+            options["classifier_pooling"] = head.pooling
+        return kind.from_pretrained(self.run.model, **options)
 
     def _collator(self) -> Any:
         import transformers
@@ -209,6 +217,28 @@ class Peer:
             predicted.append([head.labels[row[places[w]]] if w in places else "O" for w in range(len(words))])
         shown = [Shown(text=record.text, place=record.place) for record in records]
         return evaluated.of_tags(TEST, [record.tags for record in records], predicted, shown)
+
+
+class PaddedRunner:
+    """A `Runner` for another encoder of transformers, with a head for sequences or for masked tokens."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        self.config, self.device = model.config, model.device
+
+    @torch.inference_mode()
+    def __call__(
+        self, sequences: list[list[int]], positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, SequenceLayout]:
+        rows = [torch.tensor(ids) for ids in sequences]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        with runtime.autocast(self.device, "auto"):
+            logits = self.model(ids.to(self.device), attention_mask=mask.to(self.device)).logits
+        if positions is not None:
+            places = mask.flatten().nonzero().squeeze(1)[positions.cpu()]
+            logits = logits.flatten(0, 1)[places.to(self.device)]
+        return logits.float(), SequenceLayout.of([len(row) for row in rows], self.device)
 
 
 def _first_tokens(words: Sequence[int | None]) -> dict[int, int]:

@@ -27,6 +27,7 @@ from benchmarks import (
 from benchmarks.contenders import CONTENDERS, DETERMINISTIC, REFERENCE, Failure, Isolated
 from benchmarks.encode_cpu import Figures
 from benchmarks.finetune_trainer import seen
+from modernbert.data.tokenizer import Tokenizer
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
@@ -221,16 +222,37 @@ def _finetune_result(folder: Path, *options: str) -> dict[str, Any]:
     return record
 
 
+def _plain_bert(folder: Path) -> Path:
+    """An encoder of transformers that is not ours, with random weights."""
+    import transformers
+
+    words = Tokenizer.train(["Ada lived in Rome, number 3"] * 2, vocab_size=320)
+    shape = transformers.BertConfig(
+        vocab_size=320,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        pad_token_id=words.pad_id,
+    )
+    transformers.BertForMaskedLM(shape).save_pretrained(folder)
+    words.save_pretrained(folder, model_max_length=512)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # those of the peer are not ours
 def test_fine_tuning_is_measured_beside_the_peer(tmp_path: Path) -> None:
     for package in ("accelerate", "transformers", "sklearn", "seqeval"):
         pytest.importorskip(package, reason="the benchmark needs it")
     _task_folder(tmp_path / "data")
-    record = _finetune_result(tmp_path, "--only", "glue_sst2", "wnut17")
+    anchor = _plain_bert(tmp_path / "bert")
+    record = _finetune_result(tmp_path, "--only", "glue_sst2", "wnut17", "--anchor", str(anchor))
     rows = {(row["set"], row["engine"]): row for row in record["rows"]}
     assert list(rows) == [
-        (name, engine) for name in ("glue_sst2", "wnut17") for engine in (finetune.OURS, finetune.THEIRS)
+        (name, engine)
+        for name in ("glue_sst2", "wnut17")
+        for engine in (finetune.OURS, finetune.THEIRS, finetune.ANCHOR)
     ]
     for (name, _), row in rows.items():
         assert row["seeds"] == len(row["scores"]) == {"glue_sst2": 1, "wnut17": 2}[name]
@@ -239,6 +261,7 @@ def test_fine_tuning_is_measured_beside_the_peer(tmp_path: Path) -> None:
     assert [it["set"] for it in record["ratios"]] == ["glue_sst2", "wnut17"]
     assert record["ratios"][0]["quality"] is None  # of one seed
     assert record["model"] == "random weights, tiny"
+    assert record["anchor"] == str(anchor)
     assert set(record["versions"]) == {"transformers", "accelerate"}
 
 

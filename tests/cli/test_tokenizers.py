@@ -43,6 +43,17 @@ def test_words_are_proposed_for_the_unused_tokens(model: Path, tmp_path: Path, c
     assert command("tokenizer", "words", tmp_path, "-m", model, "--count", 1) == "xylophone\n"
 
 
+def test_tokenizers_are_compared_by_bytes_a_token(text_file: Path, tmp_path: Path, command: Any) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    for folder, size in ((small, 320), (large, 384)):
+        command("tokenizer", "train", text_file, "-o", folder, "--vocab-size", size)
+    (row,) = json.loads(command("tokenizer", "compare", text_file, "-m", small, "-m", large, "--json"))
+    assert row["file"] == str(text_file)
+    assert 1 <= row[str(small)] < row[str(large)]
+    printed = command("tokenizer", "compare", text_file, "-m", large)
+    assert printed == f"{text_file}: {large} {row[str(large)]:.3f}\n"
+
+
 def test_tokenizers_that_cannot_be(text_file: Path, model: Path, tmp_path: Path, command: Any) -> None:
     def refused(*arguments: object) -> str:
         return command("tokenizer", *arguments, code=1).error

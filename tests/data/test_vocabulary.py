@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from modernbert.data.tokenizer import Tokenizer
-from modernbert.data.vocabulary import origins, propose_words, tokens_per_character, with_new_words
+from modernbert.data.vocabulary import (
+    bytes_per_token,
+    origins,
+    propose_words,
+    tokens_per_character,
+    with_new_words,
+)
 from modernbert.errors import ConfigError, InputError
 
 ENGLISH = ["the patient was given water, and the other patient was given metformin " * 3, "words and letters"]
@@ -217,3 +223,15 @@ def test_tokens_a_character(japanese: Tokenizer, english: Tokenizer) -> None:
     assert tokens_per_character(english, ["猫"]) == 3
     assert tokens_per_character(japanese, JAPANESE) < 1 < tokens_per_character(english, JAPANESE)
     assert tokens_per_character(english, []) == 0
+
+
+def test_bytes_a_token(japanese: Tokenizer, english: Tokenizer) -> None:
+    both = {"ja": japanese, "en": english}
+    assert bytes_per_token({"en": english}, ["猫"], max_bytes=100) == {"en": 1}
+    found = bytes_per_token(both, JAPANESE, max_bytes=100)
+    assert found["ja"] > 3 > found["en"]
+    read = iter(["ab", "cd", "never read"])
+    bytes_per_token(both, read, max_bytes=4)
+    assert next(read) == "never read"
+    with pytest.raises(InputError, match="there is no text to measure"):
+        bytes_per_token(both, [], max_bytes=4)

@@ -92,3 +92,38 @@ def words(
     else:
         for word in found:
             telemetry.result(word)
+
+
+@app.command()
+def compare(
+    files: TextFiles,
+    models: Annotated[
+        list[str], typer.Option("--model", "-m", help="Folder or hub id; give it again for each tokenizer.")
+    ],
+    max_bytes: Annotated[
+        int, typer.Option(help="Read so much of each file, from its beginning.")
+    ] = 2_000_000,
+    text_key: TextKey = "text",
+    text_unit: TextUnit = "line",
+    max_document_bytes: MaxDocumentBytes = 4_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Say how many bytes of each file a token of each tokenizer stands for: more is shorter sequences."""
+    from modernbert.data.corpus import find_files, read_documents
+    from modernbert.data.tokenizer import Tokenizer
+    from modernbert.data.vocabulary import bytes_per_token
+
+    tokenizers = {name: Tokenizer.from_pretrained(name) for name in models}
+    rows = []
+    for file in find_files(files):
+        documents = read_documents(
+            [file], text_key=text_key, text_unit=text_unit, max_document_bytes=max_document_bytes
+        )
+        texts = (document.text for document in documents)
+        rows.append({"file": str(file), **bytes_per_token(tokenizers, texts, max_bytes=max_bytes)})
+    if as_json:
+        telemetry.result_json(rows)
+        return
+    for row in rows:
+        found = ", ".join(f"{name} {row[name]:.3f}" for name in tokenizers)
+        telemetry.result(f"{row['file']}: {found}")

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import tokenizers
 from tokenizers import decoders, models
@@ -210,3 +210,31 @@ def tokens_per_character(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
     """Return how many tokens a character of these texts takes, special tokens aside."""
     encoded = tokenizer.encode_batch(texts, special=False, literal=True)
     return sum(map(len, encoded)) / max(1, sum(map(len, texts)))
+
+
+def bytes_per_token(
+    tokenizers: Mapping[str, Tokenizer], texts: Iterable[str], *, max_bytes: int
+) -> dict[str, float]:
+    """Return how many bytes of UTF-8 a token of each tokenizer stands for, special tokens aside.
+
+    Args:
+        tokenizers: By the names that the result has.
+        texts: Read as far as `max_bytes` goes, and to the end of that text.
+        max_bytes: How much text is enough.
+
+    Raises:
+        InputError: There is no text.
+    """
+    read: list[str] = []
+    size = 0
+    for text in texts:
+        read.append(text)
+        size += len(text.encode())
+        if size >= max_bytes:
+            break
+    if not size:
+        raise InputError("there is no text to measure; there must be at least one character; check the files")
+    return {
+        name: size / sum(map(len, tokenizer.encode_batch(read, special=False, literal=True)))
+        for name, tokenizer in tokenizers.items()
+    }
