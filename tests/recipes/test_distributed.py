@@ -17,6 +17,10 @@ import yaml
 from safetensors.torch import load_file
 
 from modernbert import files
+from modernbert.data.tokenizer import Tokenizer
+from modernbert.model.config import EncoderConfig
+from modernbert.model.heads import ModernBertForMaskedLM
+from modernbert.model.init import initialise
 from modernbert.recipes import pretrain as recipe
 from modernbert.recipes.settings import PretrainRun, read_run
 from modernbert.train.loop import train
@@ -177,6 +181,28 @@ def test_what_one_process_saved_two_take_over(one: One, run_file: Path, tmp_path
     assert losses(stopped) == losses(straight)
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in ends]
     assert weights[0] == weights[1]
+
+
+def test_a_student_learns_the_same_on_any_number_of_ranks(
+    plan: dict[str, Any], run_file: Path, tmp_path: Path
+) -> None:
+    """And one process takes over what shards have saved, the bridge to the teacher among it."""
+    teacher = tmp_path / "teacher"
+    shape = {**plan["model"], "hidden_size": 64, "pad_token_id": 0}
+    model = ModernBertForMaskedLM(EncoderConfig.from_tree(shape, "model"))
+    initialise(model, seed=9)
+    model.save_pretrained(teacher)
+    Tokenizer.from_pretrained(plan["tokenizer"]["path"]).save_pretrained(teacher)
+    taught = [f"distillation.teacher={teacher}", "distillation.hidden_weight=0.5"]
+    alone, replicas, shards = (tmp_path / name for name in ("alone", "replicas", "shards"))
+    in_one_process(read_run(run_file, [*taught, f"folder={alone}"]))
+    finish(2, run_file, tmp_path / "a", *taught, f"folder={replicas}")
+    assert losses(replicas) == pytest.approx(losses(alone), abs=1e-5)
+    fsdp = "distribution.strategy=fsdp"
+    done = launch(2, run_file, tmp_path / "b", *taught, fsdp, f"folder={shards}", harm="terminate:5:0")
+    assert (shards / "checkpoints" / "step-000000005" / "beside.safetensors").exists(), done.stderr
+    in_one_process(read_run(run_file, [*taught, f"folder={shards}"]))
+    assert losses(shards) == pytest.approx(losses(alone), abs=1e-5)
 
 
 def test_shards_in_bf16_have_the_figures_of_autocast(run_file: Path, tmp_path: Path) -> None:

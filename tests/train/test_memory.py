@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -15,11 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from modernbert.data.masking import MaskedBatch
 from modernbert.errors import ConfigError
 from modernbert.layout import SequenceLayout
 from modernbert.model.config import EncoderConfig
 from modernbert.model.heads import ModernBertForMaskedLM
+from modernbert.model.student import Student
 from modernbert.ops import attention
+from modernbert.train.distillation import Distillation, DistilledRow
 from modernbert.train.memory import (
     UNUSABLE_SHARE,
     Memory,
@@ -71,7 +74,7 @@ class Stepper:
     def __init__(self, shape: EncoderConfig, live: LiveBytes, *, row_tokens: int, mask_rate: float) -> None:
         self.shape = shape
         self.live = live
-        self.model = fake_model(shape)
+        self.model = self.new_model()
         self.optimizer = StableAdamW(parameter_groups(self.model, 1e-5), lr=1e-3)
         self.layout = SequenceLayout((1024,) * (row_tokens // 1024))
         self.layout.__dict__["offsets"] = torch.empty(row_tokens // 1024 + 1, dtype=torch.int32)
@@ -85,9 +88,15 @@ class Stepper:
         """Return the most bytes of forward and backward."""
         self.live.peak = 0
         with torch.autocast("cpu", torch.bfloat16):
-            loss, _ = self.model.loss(self.ids, self.layout, self.masked, self.masked)
+            loss = self.loss()
         loss.backward()
         return self.live.peak
+
+    def new_model(self) -> ModernBertForMaskedLM:
+        return fake(lambda: ModernBertForMaskedLM(self.shape, backend="varlen"))
+
+    def loss(self) -> Tensor:
+        return self.model.loss(self.ids, self.layout, self.masked, self.masked)[0]
 
     def step(self) -> int:
         """Return the most bytes of the optimizer's step."""
@@ -97,13 +106,38 @@ class Stepper:
         return self.live.peak
 
 
-def fake_model(shape: EncoderConfig) -> ModernBertForMaskedLM:
+class DistilledStepper(Stepper):
+    """The same with a teacher."""
+
+    def __init__(self, shape: EncoderConfig, teacher: EncoderConfig, live: LiveBytes, **row: Any) -> None:
+        model = fake(lambda: ModernBertForMaskedLM(teacher, backend="varlen"), torch.bfloat16)
+        model.eval().requires_grad_(False)
+        self.lessons = Distillation(
+            teacher=model, weight=0.5, temperature=2.0, hidden_weight=row.pop("hidden")
+        )
+        super().__init__(shape, live, **row)
+        for tensor in model.parameters():
+            live.count(tensor)
+
+    def new_model(self) -> ModernBertForMaskedLM:
+        return fake(lambda: Student(self.shape, bridge_dim=self.lessons.bridge_dim, backend="varlen"))
+
+    def loss(self) -> Tensor:
+        row = MaskedBatch(self.ids, self.layout, self.masked, self.masked)
+        return DistilledRow(row, self.lessons, token_share=0.3).loss(self.model)[0]
+
+
+Model = TypeVar("Model", bound=ModernBertForMaskedLM)
+
+
+def fake(build: Callable[[], Model], dtype: torch.dtype = torch.float32) -> Model:
     with torch.device("meta"):
-        model = ModernBertForMaskedLM(shape, backend="varlen")
+        model = build()
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(torch.empty(parameter.shape, device="cpu"))
+                empty = torch.empty(parameter.shape, device="cpu", dtype=dtype)
+                module._parameters[name] = torch.nn.Parameter(empty)
     model.tie_weights()
     return model
 
@@ -134,6 +168,22 @@ def test_the_peak_is_that_of_a_step(name: str, row_tokens: int, mask_rate: float
     assert stepper.step() < peak
     found = training_memory(StepSetup(shape=SHAPES[name]), row_tokens=row_tokens, mask_rate=mask_rate)
     assert found.peak == pytest.approx(peak, rel=0.01)
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.5])
+@pytest.mark.parametrize(("name", "row_tokens"), [("17m", 65_536), ("wide", 32_768)])
+def test_the_peak_with_a_teacher_is_that_of_a_step(
+    name: str, row_tokens: int, hidden: float, live: LiveBytes
+) -> None:
+    shape, teacher = SHAPES[name], SHAPES["wide"]
+    row = {"row_tokens": row_tokens, "mask_rate": 0.3}
+    stepper = DistilledStepper(shape, teacher, live, hidden=hidden, **row)
+    stepper.micro_batch()
+    stepper.step()
+    stepper.micro_batch()
+    peak = stepper.micro_batch()
+    setup = StepSetup(shape=shape, teacher=teacher, learns_hidden=hidden > 0)
+    assert training_memory(setup, **row).peak == pytest.approx(peak, rel=0.015)
 
 
 @pytest.mark.parametrize("row_tokens", [16_384, 65_536])

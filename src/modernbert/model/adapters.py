@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from modernbert.errors import BackendError, ConfigError, InputError, did_you_mean
 from modernbert.model.checkpoint import Pretrained
 from modernbert.model.heads import HEADS, encoder_of
+from modernbert.model.student import Student
 
 TARGETS = ("Wqkv", "Wo", "Wi", "attn.Wo", "mlp.Wo")
 HEAD_PARTS = ("head", "classifier")
@@ -168,7 +169,7 @@ def merged(model: Pretrained) -> Pretrained:
 def blank_like(model: Pretrained) -> Pretrained:
     """Return a model of the same class, shape and adapter, if it has one, on the meta device."""
     with torch.device("meta"):
-        blank = class_of(model)(model.config)
+        blank = model.blank() if isinstance(model, Student) else class_of(model)(model.config)
         if is_adapted(model):
             inject(blank, copy.deepcopy(config_of(model)))
     return blank

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from modernbert.layout import SequenceLayout
+
+
+class Logits(NamedTuple):
+    """Logits `hidden @ weight.T + bias` that are not worked out, as they may be too many.
+
+    Attributes:
+        hidden: `[M, D]`, one row a prediction.
+        weight: Decoder weight `[V, D]`.
+        bias: Decoder bias `[V]`.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class Distilled(NamedTuple):
+    """A student's loss, and what it is made of. Scalars, the losses fp32 and summed over predictions.
+
+    Attributes:
+        loss: The weighted mean of the next two. It alone has a gradient.
+        cross_entropy: Against the labels.
+        divergence: From the teacher's distribution, times the square of the temperature.
+        correct: How many labels the student ranks first, int64.
+    """
+
+    loss: Tensor
+    cross_entropy: Tensor
+    divergence: Tensor
+    correct: Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, window: int | None) -> Tensor:
@@ -51,3 +83,31 @@ def linear_cross_entropy(
     logits = functional.linear(hidden, weight, bias).float()
     loss = functional.cross_entropy(logits, labels, reduction="sum")
     return loss, (logits.argmax(dim=-1) == labels).sum()
+
+
+def linear_distillation(
+    student: Logits, teacher: Logits, labels: Tensor, *, weight: float, temperature: float
+) -> Distilled:
+    """Cross-entropy, and KL divergence of a student from its teacher (Hinton et al. 2015).
+
+    With both distributions softened by a temperature, gradients shrink by its square, which is put back.
+
+    Args:
+        student: Of the model that learns.
+        teacher: As many predictions over the same vocabulary; perhaps of another width.
+        labels: int64 `[M]`.
+        weight: Share of the divergence in the loss; the cross-entropy has the rest.
+        temperature: Divides the logits of both before the divergence.
+    """
+    logits = functional.linear(*student).float()
+    taught = functional.linear(*teacher).float().detach()
+    cross_entropy = functional.cross_entropy(logits, labels, reduction="sum")
+    divergence = temperature**2 * functional.kl_div(
+        (logits / temperature).log_softmax(dim=-1),
+        (taught / temperature).log_softmax(dim=-1),
+        reduction="sum",
+        log_target=True,
+    )
+    loss = (1 - weight) * cross_entropy + weight * divergence
+    correct = (logits.argmax(dim=-1) == labels).sum()
+    return Distilled(loss, cross_entropy.detach(), divergence.detach(), correct)

@@ -55,6 +55,7 @@ class RunMetrics:
         folder: The run's; it gets `metrics.jsonl`.
         settings: What to write.
         shape: The model's, to count its operations.
+        teacher: Shape of the teacher, if there is one, whose operations count too.
         device: Where it computes.
         precision: In which precision.
         total_tokens: Of the whole run, for the time to go.
@@ -73,6 +74,7 @@ class RunMetrics:
         device: torch.device,
         precision: Precision,
         total_tokens: int,
+        teacher: EncoderConfig | None = None,
         writes: bool = True,
     ) -> None:
         self._path = folder / "metrics.jsonl"
@@ -81,6 +83,7 @@ class RunMetrics:
         self._board = TensorBoard(folder / "tensorboard") if settings.tensorboard and writes else None
         self._every_steps = settings.every_steps
         self._shape = shape
+        self._teacher = teacher
         self._device = device
         self._peak = _peak_flops(settings, device, precision)
         self._total_tokens = total_tokens
@@ -177,10 +180,15 @@ class RunMetrics:
             self._board.write(record)
 
     def _flops(self, report: StepReport) -> int:
-        """Count the operations of this process's share of a step: forward once, backward twice as many."""
-        return BACKWARD_AND_FORWARD * sum(
-            self._shape.flops(row.layout, row.num_masked) for row in report.batch.rows
-        )
+        """Count the operations of this process's share of a step: forward once, backward twice as many.
+
+        A teacher goes forward only.
+        """
+        rows = report.batch.rows
+        own = BACKWARD_AND_FORWARD * sum(self._shape.flops(row.layout, row.num_masked) for row in rows)
+        if self._teacher is None:
+            return own
+        return own + sum(self._teacher.flops(row.layout, row.num_masked) for row in rows)
 
     def _seconds_left(self) -> float | None:
         """Say how long the rest takes at the pace of the last records, validations and saving included."""
@@ -196,6 +204,7 @@ class _Window:
     def __init__(self) -> None:
         self.last: StepReport | None = None
         self.steps = self.tokens = self.capacity = self.masked = self.flops = 0
+        self.parts: dict[str, float] = {}
         self.loss = self.correct = self.gradient_norm = self.seconds = self.wait_seconds = 0.0
 
     def add(self, report: StepReport, flops: int) -> None:
@@ -209,6 +218,8 @@ class _Window:
         self.masked += report.num_masked
         self.loss += report.loss * report.num_masked
         self.correct += report.accuracy * report.num_masked
+        for name, mean in report.parts.items():
+            self.parts[name] = self.parts.get(name, 0.0) + mean * report.num_masked
         self.gradient_norm = max(self.gradient_norm, report.gradient_norm)
 
     def figures(self) -> dict[str, Any]:
@@ -226,6 +237,7 @@ class _Window:
             "seconds": self.seconds,
             "wait_seconds": self.wait_seconds,
             "tokens_per_second": self.tokens / self.seconds,
+            **{name: total / max(self.masked, 1) for name, total in self.parts.items()},
         }
 
 

@@ -10,6 +10,7 @@ import torch
 
 from modernbert import config, runtime
 from modernbert.errors import ConfigError, did_you_mean
+from modernbert.recipes.distillation import read_teacher
 from modernbert.recipes.settings import PretrainRun
 from modernbert.telemetry import human
 from modernbert.train.memory import StepSetup
@@ -69,8 +70,13 @@ class RunPlan:
 
 
 def plan(run: PretrainRun, machines: Machines) -> RunPlan:
-    """Plan a run for CUDA GPUs that compute in bf16, whatever device its file names."""
-    spread = run.distribution
+    """Plan a run for CUDA GPUs that compute in bf16, whatever device its file names.
+
+    Raises:
+        CheckpointError: The run's teacher cannot be found or read.
+        ConfigError: It does not fit the run.
+    """
+    spread, teaching = run.distribution, run.distillation
     by_strategy = {"ddp": 1, "fsdp": machines.num_gpus, "hybrid": spread.shard_ranks or GPUS_A_MACHINE}
     setup = StepSetup(
         shape=run.model,
@@ -78,6 +84,8 @@ def plan(run: PretrainRun, machines: Machines) -> RunPlan:
         strategy=spread.strategy,
         num_shards=min(machines.num_gpus, by_strategy[spread.strategy]),
         recomputes_layers=spread.activation_checkpointing,
+        teacher=None if teaching is None else read_teacher(teaching, run.model, run.longest_sequence),
+        learns_hidden=teaching is not None and teaching.hidden_weight > 0,
     )
     phases = tuple(
         plan_phase(phase, setup, machines, row_tokens=run.micro_batch_tokens) for phase in run.phases
@@ -115,8 +123,10 @@ def headline(found: RunPlan) -> str:
     speed = f"{machines.mfu:.0%} of {machines.peak_tflops:g} TFLOP/s each"
     if machines.tokens_per_second is not None:
         speed = f"{human(machines.tokens_per_second)} tokens/s as measured"
+    teacher = found.setup.teacher
+    learns = f", a teacher of {human(teacher.num_parameters(head=True))}" if teacher else ""
     return (
-        f"{human(found.setup.shape.num_parameters(head=True))} parameters, {found.setup.optimizer}, "
+        f"{human(found.setup.shape.num_parameters(head=True))} parameters{learns}, {found.setup.optimizer}, "
         f"{gpus} of {human(machines.memory_bytes)}B, {speed}: {_decimal(found.hours)} hours"
     )
 

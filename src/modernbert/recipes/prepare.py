@@ -19,6 +19,7 @@ from modernbert.data.source import SourceSettings
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ConfigError
 from modernbert.recipes import run_folder
+from modernbert.recipes.distillation import check_vocabulary, read_teacher
 from modernbert.recipes.settings import DataSettings, PretrainRun
 from modernbert.recipes.start import open_tokenizer
 from modernbert.recipes.supply import check_supply
@@ -47,6 +48,25 @@ def claim(folder: Path, run: PretrainRun, facts: dict[str, Any]) -> None:
         for name in ("tokenizer", "shards"):  # of the old settings
             shutil.rmtree(folder / name, ignore_errors=True)
     run_folder.write_settings(folder, run, facts)
+
+
+def check_teacher(run: PretrainRun, folder: Path) -> None:
+    """Make sure that the run can learn from its teacher, if it has one.
+
+    Raises:
+        CheckpointError: The teacher, or the run's tokenizer, cannot be found or read.
+        InputError: The tokenizer of one of them is damaged.
+        ConfigError: The teacher does not fit the run.
+    """
+    if run.distillation is None:
+        return
+    read_teacher(run.distillation, run.model, run.longest_sequence)
+    assert run.tokenizer.path is not None
+    if run_folder.has_begun(folder):
+        tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
+    else:
+        tokenizer = open_tokenizer(run.tokenizer.path, run.start)
+    check_vocabulary(run.distillation, tokenizer)
 
 
 def prepare_tokenizer(run: PretrainRun, folder: Path) -> Tokenizer:

@@ -19,13 +19,17 @@ from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import CheckpointError, DivergenceError, InputError
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.model.init import initialise
+from modernbert.model.student import Student
+from modernbert.model.tensor_files import write_tensors
+from modernbert.recipes.distillation import load_distillation
 from modernbert.recipes.metrics import RunMetrics
-from modernbert.recipes.prepare import claim, prepare_shards, prepare_tokenizer
+from modernbert.recipes.prepare import check_teacher, claim, prepare_shards, prepare_tokenizer
 from modernbert.recipes.run_folder import hold
 from modernbert.recipes.settings import PretrainRun
 from modernbert.recipes.start import StartReport, begin
 from modernbert.recipes.supply import open_sources
 from modernbert.recipes.validation import Validation
+from modernbert.train.distillation import Distillation
 from modernbert.train.feed import step_batches
 from modernbert.train.guard import Guard
 from modernbert.train.loop import Evaluation, StepReport, train
@@ -34,7 +38,7 @@ from modernbert.train.optim import build_optimizer
 from modernbert.train.parallel import Spread
 from modernbert.train.ranks import Ranks, join
 from modernbert.train.schedule import Clock, Phase
-from modernbert.train.state import Checkpoints, RestoredState, restore
+from modernbert.train.state import BESIDE, Checkpoints, RestoredState, restore
 from modernbert.train.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -99,6 +103,7 @@ def pretrain(run: PretrainRun) -> PretrainResult:
         with hold(folder) if ranks.is_first else contextlib.nullcontext():
             with ranks.first_before_others("prepare"):
                 if ranks.is_first:
+                    check_teacher(run, folder)
                     claim(folder, run, facts)
                 tokenizer = prepare_tokenizer(run, folder)
                 shards = prepare_shards(run, folder, tokenizer, are_made=not ranks.is_first)
@@ -130,6 +135,7 @@ class _Session:
         self.validation = Validation(run, shards, tokenizer)
         self.checkpoints = self._open_checkpoints()
         self.begun: StartReport | None = None
+        self.distillation = self._open_distillation()
         self.model = self._new_model()
         self.spread = Spread(
             self.model,
@@ -145,6 +151,7 @@ class _Session:
             folder,
             run.log,
             shape=self.model.config,
+            teacher=self.distillation.teacher.config if self.distillation else None,
             device=device,
             precision=run.precision,
             total_tokens=self.schedule.total_tokens,
@@ -204,6 +211,7 @@ class _Session:
                 precision=self.run.precision,
                 spread=self.spread,
                 guard=self.guard,
+                distillation=self.distillation,
                 seed=self.run.seed,
                 on_stage=self.watch.enter,
             ):
@@ -257,16 +265,31 @@ class _Session:
         initialise(model, seed=self.run.seed)
         if self.run.start is not None and self._latest() is None:
             self.begun = begin(model, self.run.start, words, self.shards.values(), seed=self.run.seed)
+        if self.distillation is not None:
+            model = Student.of(model, bridge_dim=self.distillation.bridge_dim, seed=self.run.seed)
         return model.to(self.device)
+
+    def _open_distillation(self) -> Distillation | None:
+        if self.run.distillation is None:
+            return None
+        return load_distillation(
+            self.run.distillation,
+            device=self.device,
+            precision=self.run.precision,
+            backend=self.run.attention,
+            compiles=self.run.compile,
+        )
 
     def _open_checkpoints(self) -> Checkpoints:
         folder, settings = self.folder / "checkpoints", self.run.checkpoint
         kept = {"keep_last": settings.keep_last, "keep_best": settings.keep_best}
         if self.ranks.size == 1:
-            return Checkpoints(folder, self._save_model, **kept)
+            return Checkpoints(folder, self._save_trained, **kept)
         from modernbert.train.distributed_state import SharedCheckpoints  # loads much of torch
 
-        return SharedCheckpoints(folder, self._save_model, self.ranks, lambda: self.spread.gathered(), **kept)
+        return SharedCheckpoints(
+            folder, self._save_trained, self.ranks, lambda: self.spread.gathered(), **kept
+        )
 
     def _restore(self) -> tuple[Clock, dict[str, Any] | None]:
         """Go to the newest checkpoint, if there is one."""
@@ -364,10 +387,16 @@ class _Session:
         )
         self.unsaved = None
 
+    def _save_trained(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write the model, and what is trained beside it."""
+        self._save_model(model, folder)
+        if isinstance(model, Student) and (beside := model.beside()):
+            write_tensors(folder / BESIDE, beside, {})
+
     def _save_model(self, model: torch.nn.Module, folder: Path) -> None:
         """Write model and tokenizer, so that each checkpoint is usable as it is."""
         assert isinstance(model, ModernBertForMaskedLM)
-        model.save_pretrained(folder)
+        (model.plain() if isinstance(model, Student) else model).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder, model_max_length=model.config.max_position_embeddings)
 
     def _finish(self) -> Path:

@@ -13,6 +13,7 @@ from modernbert.data.source import Overflow, SourceSettings
 from modernbert.data.tokenizer_training import round_up
 from modernbert.errors import ConfigError, did_you_mean
 from modernbert.model.config import EncoderConfig
+from modernbert.recipes.distillation import DistillationSettings
 from modernbert.recipes.metrics import LogSettings
 from modernbert.recipes.mixture import read_with_mixture
 from modernbert.recipes.start import StartSettings, complete
@@ -162,6 +163,7 @@ class PretrainRun:
         start: Which checkpoint to begin with; None: with weights drawn anew.
         distribution: How the run is spread over several processes.
         guard: What happens on steps whose loss or gradient is not finite, or whose loss leaps.
+        distillation: From which teacher the model learns besides; None: from none.
     """
 
     folder: str
@@ -185,6 +187,7 @@ class PretrainRun:
     start: StartSettings | None = None
     distribution: DistributionSettings = field(default_factory=DistributionSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
+    distillation: DistillationSettings | None = field(default=None, metadata=config.UNWRITTEN)
 
     def __post_init__(self) -> None:
         self.schedule()
@@ -211,6 +214,12 @@ class PretrainRun:
                 f"`tokenizer.vocab_size` is {self.tokenizer.vocab_size}, in multiples of 64 {size}; it must "
                 f"be at most `model.vocab_size`, {self.model.vocab_size}; lower it, or raise that"
             )
+        if self.distillation is not None and size:
+            raise ConfigError(
+                f"`distillation` is set, but `tokenizer.vocab_size` {self.tokenizer.vocab_size} trains a "
+                "tokenizer, which no teacher knows; the teacher's must be used; set `tokenizer.path` to "
+                f"{self.distillation.teacher!r}"
+            )
         if self.start is not None and self.start.new_words and size:
             raise ConfigError(
                 f"`start.new_words` is set, but `tokenizer.vocab_size` {self.tokenizer.vocab_size} trains a "
@@ -234,6 +243,11 @@ class PretrainRun:
     def schedule(self) -> Schedule:
         """Return the phases as a schedule."""
         return Schedule(self.phases)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence of any phase."""
+        return max(phase.sequence_length for phase in self.phases)
 
 
 def read_run(path: Path, overrides: Iterable[str] = ()) -> PretrainRun:

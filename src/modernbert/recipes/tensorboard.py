@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 STEP_TAGS = {
     "loss": "train/loss",
     "accuracy": "train/accuracy",
+    "objective": "train/objective",
+    "divergence": "train/divergence",
+    "hidden_distance": "train/hidden_distance",
     "gradient_norm": "train/gradient_norm",
     "learning_rate": "train/learning_rate",
     "batch_tokens": "train/batch_tokens",

@@ -19,12 +19,14 @@ class StepFigures(NamedTuple):
         num_right: How much was right.
         gradient_norm: Euclidean norm of the gradient over all parameters.
         weight: The sum of weights.
+        parts: The sum of each part of the loss over the sum of weights, where rows tell them.
     """
 
     loss: float
     num_right: int
     gradient_norm: float
     weight: float
+    parts: tuple[float, ...] = ()
 
 
 def step_gradients(spread: Spread[Any], rows: Sequence[Row], seeds: Sequence[int | None]) -> StepFigures:
@@ -42,14 +44,17 @@ def step_gradients(spread: Spread[Any], rows: Sequence[Row], seeds: Sequence[int
     whole = spread.ranks.add(weight.clone())
     divisor = torch.where(whole > 0, whole, torch.ones_like(whole))
     total, right = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
+    parts: list[torch.Tensor] = []
     for place, (row, seed) in enumerate(zip(rows, seeds, strict=True), start=1):
         if seed is not None:
             torch.manual_seed(seed)
         with spread.micro_batch(is_last=place == len(rows)):
-            row_loss, row_right = spread.loss(row)
+            row_loss, row_right, *row_parts = spread.loss(row)
             mean = row_loss / divisor
             spread.backward(mean)
         total, right = total + mean.detach(), right + row_right
-    figures = torch.stack([total, right.float(), spread.squared_gradient_norm(), weight])
-    loss, num_right, square, weights = spread.ranks.add(figures).tolist()  # the step's only wait
-    return StepFigures(loss, int(num_right), math.sqrt(square), weights)
+        shares = [part / divisor for part in row_parts]
+        parts = [sum_ + share for sum_, share in zip(parts, shares, strict=True)] if parts else shares
+    figures = torch.stack([total, right.float(), spread.squared_gradient_norm(), weight, *parts])
+    loss, num_right, square, weights, *means = spread.ranks.add(figures).tolist()  # the step's only wait
+    return StepFigures(loss, int(num_right), math.sqrt(square), weights, tuple(means))

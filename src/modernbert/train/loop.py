@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.optim import Optimizer
@@ -15,6 +15,7 @@ from modernbert.errors import DivergenceError, InputError
 from modernbert.layout import SequenceLayout
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.runtime import Precision
+from modernbert.train.distillation import PARTS, Distillation
 from modernbert.train.feed import StepBatch, stand_in
 from modernbert.train.gradients import step_gradients
 from modernbert.train.guard import Guard, GuardSettings
@@ -37,6 +38,7 @@ class StepReport:
         seconds: From the end of the step before, or the start: waiting for data included.
         wait_seconds: Of these, waiting for data.
         fault: Why the update was left out; None if it was not.
+        parts: With a teacher, `objective`, which is what was minimised and judged, and its `PARTS`; as means.
     """
 
     batch: StepBatch
@@ -47,6 +49,7 @@ class StepReport:
     seconds: float
     wait_seconds: float
     fault: str | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def train(
     precision: Precision = "auto",
     spread: Spread[ModernBertForMaskedLM] | None = None,
     guard: Guard | None = None,
+    distillation: Distillation | None = None,
     seed: int | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Iterator[StepReport]:
@@ -91,6 +95,7 @@ def train(
         precision: Of forward and backward.
         spread: The model among other processes; None: this one is alone.
         guard: Leaves out updates; the caller asks it when to stop. None: the first fault is an error.
+        distillation: From which the model, then a `Student`, learns besides; None: from the text alone.
         seed: Fixes the dropout of each row by its step and number, whichever rank computes it; None: torch's
             random state does.
         on_stage: Is told what begins now, such as `takes step 7`.
@@ -112,7 +117,8 @@ def train(
         step, arrived = batch.clock.step, time.perf_counter()
         on_stage(f"takes step {step}")
         _apply(batch.setting, model, optimizer)
-        found = step_gradients(spread, batch.rows, _dropout_seeds(batch, seed))
+        rows = batch.rows if distillation is None else distillation.rows(batch)
+        found = step_gradients(spread, rows, _dropout_seeds(batch, seed))
         fault = judge.judge(found.loss, found.gradient_norm, batch.setting.phase_index)
         if fault is None:
             clip_gradients(optimizer, found.gradient_norm)
@@ -120,16 +126,18 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         if fault is not None and guard is None:
             raise DivergenceError(f"step {step} is bad: {fault}; the batch is {batch.identity}")
+        masked_loss, *others = found.parts or (found.loss,)
         ended = time.perf_counter()
         yield StepReport(
             batch=batch,
-            loss=found.loss,
+            loss=masked_loss,
             accuracy=found.num_right / max(found.weight, 1),
             num_masked=int(found.weight),
             gradient_norm=found.gradient_norm,
             seconds=ended - began,
             wait_seconds=arrived - began,
             fault=fault,
+            parts={"objective": found.loss, **dict(zip(PARTS, others))} if others else {},
         )
 
 

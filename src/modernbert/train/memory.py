@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modernbert.errors import ConfigError, did_you_mean
 from modernbert.model.config import EncoderConfig
@@ -51,7 +51,8 @@ class Memory:
     """Bytes of one GPU at the moment of a step at which most are in use, by what takes them.
 
     Attributes:
-        weights: fp32 weights: this GPU's share, and those gathered from the others.
+        weights: fp32 weights: this GPU's share, and those gathered from the others; and a teacher's, which
+            are bf16 and whole on each GPU.
         gradients: fp32 gradients.
         optimizer: The optimizer's state.
         copies: bf16 copies of the weights.
@@ -84,6 +85,8 @@ class StepSetup:
             and the optimizer's state in shards.
         num_shards: GPUs that share one copy of the weights.
         recomputes_layers: Whether each layer keeps its input alone, and is computed again in backward.
+        teacher: Shape of the model that it learns from; None: of none.
+        learns_hidden: Whether it learns the teacher's hidden states too, through a linear map.
 
     Raises:
         ConfigError: An unknown optimizer.
@@ -94,6 +97,15 @@ class StepSetup:
     strategy: Strategy = "ddp"
     num_shards: int = 1
     recomputes_layers: bool = False
+    teacher: EncoderConfig | None = None
+    learns_hidden: bool = False
+
+    @property
+    def bridge(self) -> int:
+        """Parameters of the map to the teacher's hidden states."""
+        if self.teacher is None or not self.learns_hidden:
+            return 0
+        return self.shape.hidden_size * self.teacher.hidden_size
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -113,23 +125,28 @@ def training_memory(setup: StepSetup, *, row_tokens: int, mask_rate: float) -> M
     """
     shape, cost = setup.shape, OPTIMIZERS[setup.optimizer]
     shards = 1 if setup.strategy == "ddp" else setup.num_shards
-    parameters, matrices = shape.num_parameters(head=True), _matrices(shape)
+    parameters, matrices = shape.num_parameters(head=True) + setup.bridge, _matrices(shape)
     states = cost.matrices * matrices + cost.others * (parameters - matrices)
     weights, copies, copies_in_backward = _weights(setup, shards)
-    row = _Row(shape, row_tokens, math.ceil(row_tokens * mask_rate), setup.recomputes_layers)
+    num_masked = math.ceil(row_tokens * mask_rate)
+    row = _Row(shape, row_tokens, num_masked, setup.recomputes_layers, setup.teacher is not None)
+    lesson = _lesson(setup, row_tokens, num_masked)
     moments = (
-        copies + row.kept + row.loss,
+        lesson.forward,
+        copies + row.kept + row.loss + lesson.said,
+        copies + row.kept + lesson.distance + row.decoder,
         copies + row.kept + row.scattering,
         copies_in_backward + row.last_feed_forward,
         FP32 * _share(cost.during_step * parameters, shards),
     )
+    activations = row.kept + lesson.kept
     return Memory(
-        weights=weights,
+        weights=weights + lesson.weights,
         gradients=FP32 * parameters,
         optimizer=FP32 * _share(states, shards),
         copies=copies,
-        activations=row.kept,
-        temporary=max(moments) - copies - row.kept,
+        activations=activations,
+        temporary=max(moments) - copies - activations,
     )
 
 
@@ -190,12 +207,14 @@ class _Row:
         num_tokens: `T`.
         num_masked: `M`.
         recomputes_layers: Whether layers are computed again in backward.
+        has_teacher: Whether a teacher's logits come beside its own.
     """
 
     shape: EncoderConfig
     num_tokens: int
     num_masked: int
     recomputes_layers: bool
+    has_teacher: bool
 
     @property
     def kept(self) -> int:
@@ -207,11 +226,15 @@ class _Row:
 
     @property
     def loss(self) -> int:
-        """Features, the decoder's bf16 weight, gradients of both, and twice the logits of a chunk."""
-        dim, vocabulary = self.shape.hidden_size, self.shape.vocab_size
-        chunk = min(self.num_masked, max(1, LOGITS_AT_ONCE // vocabulary))
+        """Features, the decoder's bf16 weight, gradients of both, and twice the logits of a chunk.
+
+        With a teacher, twice those of both models, in chunks of half as many rows.
+        """
+        dim, models = self.shape.hidden_size, 2 if self.has_teacher else 1
+        vocabulary = self.shape.vocab_size
+        chunk = min(self.num_masked, max(1, LOGITS_AT_ONCE // (models * vocabulary)))
         features = (FP32 + BF16 + BF16) * self.num_masked * dim
-        return 2 * FP32 * chunk * vocabulary + features + self._decoder + BF16 * vocabulary * dim
+        return 2 * models * FP32 * chunk * vocabulary + features + self.decoder + BF16 * vocabulary * dim
 
     @property
     def scattering(self) -> int:
@@ -219,7 +242,7 @@ class _Row:
 
         The decoder's gradient waits all through backward for the embedding's, which is added to it.
         """
-        return self._decoder + 2 * self._stream + FP32 * self.shape.hidden_size * self.num_masked
+        return self.decoder + 2 * self._stream + FP32 * self.shape.hidden_size * self.num_masked
 
     @property
     def last_feed_forward(self) -> int:
@@ -230,7 +253,7 @@ class _Row:
         """
         again = self._layer - self._stream if self.recomputes_layers else 0
         gradients = 2 * BF16 * self.shape.intermediate_size * self.num_tokens
-        return self.kept - self._head + again + gradients + self._decoder
+        return self.kept - self._head + again + gradients + self.decoder
 
     @property
     def _layer(self) -> int:
@@ -242,7 +265,7 @@ class _Row:
         return FP32 * (self.shape.hidden_size + 2) * self.num_tokens
 
     @property
-    def _decoder(self) -> int:
+    def decoder(self) -> int:
         """The gradients of the decoder's weight and bias."""
         return FP32 * self.shape.vocab_size * (self.shape.hidden_size + 1)
 
@@ -252,13 +275,48 @@ class _Row:
         return ((BF16 + BF16 + FP32) * self.shape.hidden_size + 2 * FP32) * self.num_masked
 
 
+@dataclass(frozen=True)
+class _Lesson:
+    """Bytes that a teacher takes; all 0 without one.
+
+    Attributes:
+        weights: bf16.
+        forward: What comes and goes while it reads a row.
+        said: Its features at the masked positions, and its hidden states where these are learnt.
+        kept: What autograd keeps of the hidden states' distance.
+        distance: That, and the two gradients that its backward adds.
+    """
+
+    weights: int = 0
+    forward: int = 0
+    said: int = 0
+    kept: int = 0
+    distance: int = 0
+
+
+def _lesson(setup: StepSetup, num_tokens: int, num_masked: int) -> _Lesson:
+    teacher = setup.teacher
+    if teacher is None:
+        return _Lesson()
+    dim, hidden = teacher.hidden_size, BF16 * num_tokens * teacher.hidden_size
+    lesson = _Lesson(
+        weights=BF16 * teacher.num_parameters(head=True),
+        forward=2 * hidden + 4 * BF16 * teacher.intermediate_size * num_tokens,
+        said=BF16 * num_masked * dim,
+    )
+    if not setup.learns_hidden:
+        return lesson
+    kept = 2 * FP32 * num_tokens * dim + BF16 * num_tokens * setup.shape.hidden_size
+    return replace(lesson, said=lesson.said + hidden, kept=kept, distance=kept + 2 * FP32 * num_tokens * dim)
+
+
 def _weights(setup: StepSetup, shards: int) -> tuple[int, int, int]:
     """Bytes of the fp32 weights, and of the bf16 ones in forward and in backward.
 
     Shards stand whole for the length of a step: embedding and head in fp32, the layers in bf16.
     """
     shape = setup.shape
-    whole = FP32 * _share(shape.num_parameters(head=True), shards)
+    whole = FP32 * _share(shape.num_parameters(head=True) + setup.bridge, shards)
     if shards > 1:
         gathered = FP32 * (shape.vocab_size + shape.hidden_size) * shape.hidden_size
         layers = BF16 * shape.num_hidden_layers * _layer_matrices(shape)

@@ -43,8 +43,11 @@ class Row(Protocol):
     def to(self, device: torch.device) -> Self:
         """Return it on a device."""
 
-    def loss(self, model: Any) -> tuple[Tensor, Tensor]:
-        """Return its summed loss (fp32 scalar), and how much of it was right (int64 scalar)."""
+    def loss(self, model: Any) -> tuple[Tensor, ...]:
+        """Return its summed loss (fp32 scalar), and how much of it was right (int64 scalar).
+
+        Behind these, of a loss of several parts, what they are: fp32 scalars, summed, without a gradient.
+        """
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -137,12 +140,12 @@ class Spread(Generic[Model]):
             self._num_replicas = mesh.size(0) if mesh.ndim == 2 else 1
             _shard(model, mesh, runtime.uses_bf16(device, precision))
 
-    def loss(self, row: Row) -> tuple[Tensor, Tensor]:
-        """Return the summed loss of a row, on any device, and how much of it was right."""
+    def loss(self, row: Row) -> tuple[Tensor, ...]:
+        """Return what `Row.loss` does, of a row on any device."""
         on_device = row.to(self.device)
         with runtime.autocast(self.device, self._precision):
             if self._replica and torch.is_grad_enabled():
-                return cast(tuple[Tensor, Tensor], self._replica(on_device))
+                return cast(tuple[Tensor, ...], self._replica(on_device))
             return on_device.loss(self.model)
 
     def compute(self, row: AnyRow, question: Callable[[AnyRow, Any], Tensor]) -> Tensor:
@@ -214,7 +217,7 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, row: Row) -> tuple[Tensor, Tensor]:
+    def forward(self, row: Row) -> tuple[Tensor, ...]:
         return row.loss(self.model)
 
 
@@ -256,5 +259,6 @@ def _shard(model: Pretrained, mesh: DeviceMesh, is_bf16: bool) -> None:
         parts = [block.get_submodule("attn"), block.get_submodule("mlp")] if is_bf16 else [block]
         fully_shard(parts, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     fully_shard(model, mesh=mesh)
-    if hasattr(model, "loss"):
-        register_fsdp_forward_method(model, "loss")
+    for name in ("loss", "learn"):
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)

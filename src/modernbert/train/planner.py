@@ -120,7 +120,7 @@ def plan_phase(phase: Phase, setup: StepSetup, machines: Machines, *, row_tokens
         machines: What it is planned for.
         row_tokens: Tokens of a row; it divides every batch.
     """
-    flops_a_token = training_flops(phase, setup.shape)
+    flops_a_token = training_flops(phase, setup.shape) + teaching_flops(phase, setup.teacher)
     speed = machines.tokens_per_second
     if speed is None:
         speed = machines.num_gpus * machines.peak_tflops * 1e12 * machines.mfu / flops_a_token
@@ -150,6 +150,13 @@ def training_flops(phase: Phase, shape: EncoderConfig) -> float:
     length = phase.sequence_length
     predictions = round(phase.mask_rate * length)
     return BACKWARD_AND_FORWARD * shape.flops([length], predictions) / length
+
+
+def teaching_flops(phase: Phase, teacher: EncoderConfig | None) -> float:
+    """Count the operations a token of a phase that a teacher's forward pass adds, if there is one."""
+    if teacher is None:
+        return 0.0
+    return training_flops(phase, teacher) / BACKWARD_AND_FORWARD
 
 
 def fitting_row(phases: Sequence[Phase], largest: int) -> int | None:

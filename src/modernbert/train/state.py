@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from modernbert import files
 from modernbert.errors import CheckpointError, ConfigError, InputError, StorageError
+from modernbert.model import tensor_files
 from modernbert.model.adapter_files import is_adapter, read_adapter
 from modernbert.model.adapters import adapter_tensors
 from modernbert.model.checkpoint import read_tensors
@@ -36,6 +37,9 @@ OPTIMIZER = "optimizer.safetensors"
 
 PARTS = "optimizer"
 """Folder of the optimizer's parts, where several processes wrote the checkpoint."""
+
+BESIDE = "beside.safetensors"
+"""What a run trains beside the model, which the model's own file does not hold; only of some runs."""
 
 Fill = Callable[[Path], None]
 """Writes into a checkpoint's folder, while it does not yet have its name."""
@@ -260,7 +264,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
     Args:
         model: On any device. With an adapter if the folder holds one alone; what it adapts stays as it is.
-        folder: Holds `model.safetensors`, or shards and their index, or `adapter_model.safetensors`.
+        folder: Holds `model.safetensors`, or shards and their index, or `adapter_model.safetensors`; and
+            perhaps `beside.safetensors`.
 
     Raises:
         CheckpointError: A file is missing or cut short; a tensor is missing, surplus or of another shape.
@@ -270,6 +275,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         tensors, targets = read_adapter(folder), adapter_tensors(model)
     else:
         tensors, targets = read_tensors(folder), model.state_dict(keep_vars=True)
+        if (folder / BESIDE).is_file():
+            tensors |= tensor_files.read_tensors(folder / BESIDE)
     for name in tensors:
         if name not in targets:
             raise CheckpointError(
