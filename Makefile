@@ -25,8 +25,9 @@ help: ## show this list
 tour: $(VENV)/with-train ## pretrain a tiny encoder on text of this machine and fill masks with it
 	$(BIN)/modernbert tour $(TOUR_ARGS)
 
+# A worker takes file after file in their order: by default those of few tests, the longest here, would come last.
 test: $(VENV)/with-test ## run the tests (GPU tests are skipped where there is no GPU)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/with-dev ## formatting, lint, types and the rules of the house
 	$(BIN)/ruff format --check .

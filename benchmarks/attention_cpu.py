@@ -11,13 +11,13 @@ import argparse
 import torch
 import transformers
 
-from benchmarks.common import spread, time_in_turn, write
+from benchmarks.common import spread, write
 from modernbert import pack
 from modernbert.model.config import EncoderConfig
 from modernbert.model.dialects import to_published
 from modernbert.model.encoder import ModernBertModel
 from modernbert.model.init import initialise
-from modernbert.runtime import machine_facts
+from modernbert.runtime import machine_facts, time_in_turn
 
 MIXED = (512, 480, 33, 200, 256, 311, 150, 128, 90, 400, 222, 64, 17, 350, 270, 99)
 CASES = {"16 mixed, 17 to 512 tokens": MIXED, "1 x 8,192 tokens": (8192,)}

@@ -13,6 +13,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from benchmarks.common import RESULTS, write
 from modernbert import telemetry
 from modernbert.layout import SequenceLayout
 from modernbert.ops.attention import BACKENDS, RIVALS
-from modernbert.ops.contest import AttentionFunction, time_in_turn
-from modernbert.runtime import choose_device, machine_facts
+from modernbert.ops.contest import AttentionFunction, device_clock
+from modernbert.runtime import choose_device, machine_facts, time_in_turn
 
 TOKENS, HEADS, WIDTH = 65_536, 12, 64
 WINDOW = 64
-ROUNDS, CALLS = 7, 5
+ROUNDS, CLOCK = 7, partial(device_clock, calls=5)
 CEILING = 8192
 
 
@@ -78,7 +79,7 @@ def measure(
 
     forwards = {name: (lambda run=BACKENDS[name].run: forward(run)) for name in names}
     backwards = {name: (lambda out=out: backward(out)) for name, out in outs.items()}
-    times = [time_in_turn(runs, device, ROUNDS, CALLS) for runs in (forwards, backwards)]
+    times = [time_in_turn(runs, ROUNDS, device, clock=CLOCK) for runs in (forwards, backwards)]
     work = 2 * HEADS * WIDTH * visible_pairs(layout.lengths, window) / 1e9  # of one product, for ms
     return [
         {
@@ -105,7 +106,7 @@ def _columns(part: str, times: list[float], work: float) -> dict[str, float]:
 def ceiling(device: torch.device) -> float:
     """TFLOP/s of a large bf16 matrix product."""
     a, b = (torch.randn(CEILING, CEILING, device=device).to(torch.bfloat16) for _ in range(2))
-    times = time_in_turn({"product": lambda: a @ b}, device, ROUNDS, CALLS)["product"]
+    times = time_in_turn({"product": lambda: a @ b}, ROUNDS, device, clock=CLOCK)["product"]
     return 2 * CEILING**3 / 1e9 / statistics.median(times)
 
 

@@ -1,4 +1,4 @@
-"""What all benchmarks share: timing, and a result file with the machine, the versions and the commit."""
+"""What all benchmarks share: rates, and a result file with the machine, the versions and the commit."""
 
 from __future__ import annotations
 
@@ -6,36 +6,13 @@ import datetime
 import json
 import re
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from modernbert import telemetry
-from modernbert.runtime import synchronize
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def time_in_turn(
-    runs: Mapping[str, Callable[[], object]], repetitions: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Time several ways of doing the same work in turn, A B A B …, so that a drift of the machine hits all.
-
-    Each is run once before, uncounted. Returns seconds of every repetition.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repetition in range(repetitions + 1):
-        for name, run in runs.items():
-            synchronize(device)
-            began = time.perf_counter()
-            run()
-            synchronize(device)
-            if repetition:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
 
 
 def spread(tokens: int, seconds: Sequence[float]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, save, show, spread, time_in_turn
+from benchmarks.common import RESULTS, save, show, spread
 from benchmarks.contenders import spread_out
 from modernbert import telemetry
 from modernbert.infer.gpu.encoder import GpuEncoder
@@ -35,7 +35,7 @@ from modernbert.model.config import EncoderConfig
 from modernbert.model.dialects import to_published
 from modernbert.model.encoder import ModernBertModel
 from modernbert.model.init import initialise
-from modernbert.runtime import choose_device, machine_facts, synchronize
+from modernbert.runtime import choose_device, machine_facts, synchronize, time_in_turn
 
 QUESTION = "How many tokens a second does each encoder process on a GPU, and how soon is one sequence there?"
 PEERS = ("eager", "compiled")

@@ -90,7 +90,7 @@ def measure(preset: str, device: torch.device, repetitions: int) -> list[dict[st
         for param in model.parameters():
             param.grad = torch.randn_like(param) * 1e-3
         steps[name] = build(model).step
-    seconds = common.time_in_turn(steps, repetitions, device)
+    seconds = runtime.time_in_turn(steps, repetitions, device)
     return [
         {
             "preset": preset,

@@ -12,8 +12,10 @@ it is passed over:
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
+import itertools
 import os
 import random
 import re
@@ -130,20 +132,44 @@ def run_blocks(blocks: list[Block], name: str, folder: Path) -> None:
 
 
 def run_bash(block: Block, name: str, folder: Path) -> None:
-    """Run a block; lines that are nothing but a `modernbert` command in this process, which is quicker."""
+    """Run a block: plain `modernbert` commands in this process, which is quicker, the rest by a shell."""
     lines = [line for line in block.code.replace("\\\n", " ").splitlines() if not INSTALLING.match(line)]
-    if all(is_plain(line) for line in lines):
-        for line in lines:
-            if code := cli.main(shlex.split(line)[1:]):
-                pytest.fail(f"{name}:{block.line}: exit code {code}: {line}")
-    else:
+    if any(line.startswith("export ") for line in lines):  # which counts for all that follows
         run_script("\n".join(lines), block, name, folder)
+        return
+    for plain, group in itertools.groupby(lines, is_plain):
+        if plain:
+            run_here(list(group), block, name, folder)
+        else:
+            run_script("\n".join(group), block, name, folder)
 
 
 def is_plain(line: str) -> bool:
-    """Whether a shell would do no more than split the line into the words of a `modernbert` command."""
+    """Whether a line is a `modernbert` command and no more than `< FILE`, `> FILE` and `*` for a shell."""
     unquoted = re.sub(r'"[^"$`\\]*"', "", line)
-    return line.startswith("modernbert ") and not re.search(r"[|<>;&$*?`~#\\'\"{}\[\]()]", unquoted)
+    unquoted = re.sub(r" [<>] [\w./-]+(?= |$)", "", unquoted)
+    return line.startswith("modernbert ") and not re.search(r"[|<>;&$?`~#\\'\"{}\[\]()]", unquoted)
+
+
+def run_here(lines: list[str], block: Block, name: str, folder: Path) -> None:
+    """Run plain commands in this process, which is in `folder`."""
+    for line in lines:
+        words, stdin, stdout = iter(shlex.split(line)[1:]), sys.stdin, sys.stdout
+        arguments: list[str] = []
+        with contextlib.ExitStack() as stack:
+            for word in words:
+                if word == "<":
+                    stdin = stack.enter_context((folder / next(words)).open(encoding="utf-8"))
+                elif word == ">":
+                    stdout = stack.enter_context((folder / next(words)).open("w", encoding="utf-8"))
+                else:
+                    arguments += map(str, sorted(folder.glob(word))) if "*" in word else [word]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "stdin", stdin)
+                patch.setattr(sys, "stdout", stdout)
+                code = cli.main(arguments)
+        if code:
+            pytest.fail(f"{name}:{block.line}: exit code {code}: {line}")
 
 
 def run_script(script: str, block: Block, name: str, folder: Path) -> None:
@@ -324,9 +350,11 @@ def test_make_targets_are_found() -> None:
 
 def test_plain_commands_run_in_this_process(readme_workspace: Path) -> None:
     assert is_plain('modernbert inspect "a b; c?" -m x/y --json')
+    assert is_plain("modernbert classify -m x --json < lines.txt > labels.jsonl")
     other = (
-        "modernbert a > b",
+        "modernbert a >> b",
         "modernbert a | b",
+        "  modernbert a",
         "echo",
         "modernbert $A",
         "modernbert '*'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -246,3 +247,12 @@ def test_deterministic_algorithms_for_a_while(is_wanted: bool, monkeypatch: pyte
         assert torch.are_deterministic_algorithms_enabled() == is_wanted
         assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == is_wanted
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_work_is_timed_in_turn_and_each_first_turn_left_out() -> None:
+    times = iter(range(6))
+    turns: list[str] = []
+    runs = {name: functools.partial(turns.append, name) for name in "AB"}
+    found = runtime.time_in_turn(runs, 2, CPU, clock=lambda run, device: run() or float(next(times)))
+    assert turns == ["A", "B"] * 3
+    assert found == {"A": [2, 4], "B": [3, 5]}

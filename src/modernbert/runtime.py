@@ -10,14 +10,17 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from modernbert.errors import BackendError, ConfigError
+
+Key = TypeVar("Key", bound=Hashable)
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +131,42 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that some work takes, the device's included."""
+    synchronize(device)
+    began = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def time_in_turn(
+    runs: Mapping[Key, Callable[[], object]],
+    turns: int,
+    device: torch.device,
+    *,
+    clock: Callable[[Callable[[], object], torch.device], float] = timed,
+) -> dict[Key, list[float]]:
+    """Time several ways of doing the same work in turn, A B A B …, so that a drift of the machine hits all.
+
+    Args:
+        runs: What is timed; each has one turn before, which is not counted.
+        turns: How often it is each one's turn.
+        device: Which does the work.
+        clock: Times one turn.
+
+    Returns:
+        What the clock said of each turn.
+    """
+    times: dict[Key, list[float]] = {key: [] for key in runs}
+    for is_counted in [False] + [True] * turns:
+        for key, run in runs.items():
+            found = clock(run, device)
+            if is_counted:
+                times[key].append(found)
+    return times
 
 
 def is_launched() -> bool:

@@ -22,7 +22,7 @@ def test_runs_take_turns_and_who_fails_leaves() -> None:
         return run
 
     turns: list[str] = []
-    seconds, failures = timing.time_in_turn(
+    seconds, failures = timing.time_rivals(
         {"a": run("a", 99), "b": run("b", 3)}, 3, CPU, in_a_row=2, on_turn=turns.append
     )
     assert "".join(seen) == "aabbaabbaa"

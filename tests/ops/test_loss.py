@@ -56,6 +56,21 @@ def test_computes_no_gradient_that_nobody_wants(mode, monkeypatch: pytest.Monkey
         loss.linear_cross_entropy(*leaves, torch.zeros(3).long())
 
 
+@pytest.mark.parametrize("learned", [(0,), (1,), (2,), (0, 2)])
+def test_makes_no_gradient_of_what_is_frozen(learned: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape) for shape in ((37, 16), (101, 16), (101,))]
+    trained = [leaves[place].requires_grad_() for place in learned]
+    labels = torch.randint(0, 101, (37,))
+    held: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda it: held.append(it.shape) or it, lambda it: it):
+        actual, _ = loss.linear_cross_entropy(*leaves, labels)
+    assert held == [tensor.shape for tensor in trained]
+    expected, _ = reference.linear_cross_entropy(*leaves, labels)
+    for ours, plain in zip(torch.autograd.grad(actual, trained), torch.autograd.grad(expected, trained)):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_under_autocast_the_products_run_in_bfloat16() -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(20, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)

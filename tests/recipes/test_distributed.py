@@ -233,14 +233,6 @@ def test_a_rank_whose_data_do_not_come_is_named_and_the_group_begins_again(
     assert consumed(tmp_path / "notes", 2) == one.rows
 
 
-def test_processes_that_do_not_fit_the_settings_are_refused(run_file: Path, tmp_path: Path) -> None:
-    uneven = ["distribution.strategy=hybrid", "distribution.shard_ranks=3"]
-    done = launch(2, run_file, tmp_path / "notes", *uneven)
-    assert done.returncode != 0
-    assert "`distribution.shard_ranks` is 3" in " ".join(done.stderr.split())
-    assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["distribution"]["shard_ranks"] == 3
-
-
 def test_text_that_fails_one_rank_stops_all_before_the_same_step(
     one: One, run_file: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.model.init import initialise
 from modernbert.train.feed import stand_in
 from modernbert.train.parallel import DistributionSettings, Spread
+from modernbert.train.ranks import Ranks
 
 CPU = torch.device("cpu")
 
@@ -133,3 +134,9 @@ def test_alone_the_model_is_whole() -> None:
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DistributionSettings(**settings)
+
+
+def test_processes_that_do_not_fit_the_settings_are_refused() -> None:
+    uneven = DistributionSettings(strategy="hybrid", shard_ranks=3)
+    with pytest.raises(ConfigError, match=r"`distribution.shard_ranks` is 3 .* and there are 2 processes"):
+        Spread(build(), device=CPU, ranks=Ranks(size=2), settings=uneven)

@@ -44,7 +44,7 @@ from modernbert.evaluate.workloads import (
     draw_workload,
 )
 from modernbert.infer.loading import ENGINES
-from modernbert.runtime import choose_device, machine_facts
+from modernbert.runtime import choose_device, machine_facts, timed
 
 Result = TypeVar("Result")
 
@@ -307,7 +307,7 @@ class _Bench:
         while True:
             run = prepare(workload.documents, places, shape)
             try:
-                timing.timed(run, self._device)
+                timed(run, self._device)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not timing.is_out_of_memory(error) or places // 2 < workload.longest:
@@ -322,7 +322,7 @@ class _Bench:
     def _warm_one(self, document: Document, contender: Contender, prepare: Prepare) -> Run:
         run = prepare([document], len(document), "single")
         for _ in range(WARM_UP_RUNS):
-            timing.timed(run, self._device)
+            timed(run, self._device)
         return run
 
     def _largest(self, prepare: Prepare, length: int) -> int:
@@ -344,7 +344,7 @@ class _Bench:
         on_turn: Callable[[Contender], None],
     ) -> dict[Contender, list[float]]:
         """Time contenders in turn; who fails is noted, and has no seconds."""
-        seconds, failures = timing.time_in_turn(runs, turns, self._device, in_a_row=in_a_row, on_turn=on_turn)
+        seconds, failures = timing.time_rivals(runs, turns, self._device, in_a_row=in_a_row, on_turn=on_turn)
         for contender, why in failures.items():
             self._note(part, contender, why)
         return seconds

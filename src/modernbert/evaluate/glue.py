@@ -9,7 +9,6 @@ from modernbert.evaluate.suites import (
     TRAIN,
     Example,
     Row,
-    Size,
     Suite,
     SuiteTask,
     Values,
@@ -47,14 +46,6 @@ def _similarity(row: Row) -> Iterator[Example]:
     }
 
 
-def _values(*rows: tuple[float, float, float]) -> dict[Size, Values]:
-    """Make the best values of base and of large from (learning rate, weight decay, epochs)."""
-    base, large = (
-        Values(learning_rate=rate, weight_decay=decay, epochs=epochs) for rate, decay, epochs in rows
-    )
-    return {"base": base, "large": large}
-
-
 _PAIR = (("sentence1", "text"), ("sentence2", "text_pair"))
 _COLA = ("unacceptable", "acceptable")
 _SST2 = ("negative", "positive")
@@ -64,39 +55,51 @@ _MNLI = ("entailment", "neutral", "contradiction")
 _ENTAILS = ("entailment", "not_entailment")
 _WNLI = ("not_entailment", "entailment")
 
-_TASKS = (
-    SuiteTask(
-        name="cola",
-        title="CoLA",
+
+def _task(name: str, title: str, *best: tuple[float, float, float], **rest: object) -> SuiteTask:
+    """Make a task; `best` are learning rate, weight decay and epochs that suit base, and large."""
+    base, large = (
+        Values(learning_rate=rate, weight_decay=decay, epochs=epochs) for rate, decay, epochs in best
+    )
+    usual = {"splits": _SPLITS, "metrics": ("accuracy",), "hub_splits": _HUB_SPLITS}
+    return SuiteTask(
+        name=name,
+        title=title,
         kind="classify",
-        splits=_SPLITS,
+        values={"base": base, "large": large},
+        hub=(HUB, name, None),
+        **{**usual, **rest},  # type: ignore[arg-type]
+    )
+
+
+_TASKS = (
+    _task(
+        "cola",
+        "CoLA",
+        (8e-5, 1e-6, 5),
+        (3e-5, 8e-6, 5),
+        epoch_grid=_MANY,
         examples=_classified(_COLA, ("sentence", "text")),
         labels=_COLA,
         header=("source", "label", "star", "sentence"),
         metrics=("matthews", "accuracy"),
         selected_by="mcc",
-        values=_values((8e-5, 1e-6, 5), (3e-5, 8e-6, 5)),
-        epoch_grid=_MANY,
-        hub=(HUB, "cola", None),
-        hub_splits=_HUB_SPLITS,
     ),
-    SuiteTask(
-        name="sst2",
-        title="SST-2",
-        kind="classify",
-        splits=_SPLITS,
+    _task(
+        "sst2",
+        "SST-2",
+        (8e-5, 1e-5, 2),
+        (1e-5, 1e-6, 3),
+        epoch_grid=_FEW,
         examples=_classified(_SST2, ("sentence", "text")),
         labels=_SST2,
-        metrics=("accuracy",),
-        values=_values((8e-5, 1e-5, 2), (1e-5, 1e-6, 3)),
-        epoch_grid=_FEW,
-        hub=(HUB, "sst2", None),
-        hub_splits=_HUB_SPLITS,
     ),
-    SuiteTask(
-        name="mrpc",
-        title="MRPC",
-        kind="classify",
+    _task(
+        "mrpc",
+        "MRPC",
+        (5e-5, 5e-6, 10),
+        (8e-5, 5e-6, 2),
+        epoch_grid=_MANY,
         splits={TRAIN: ("train", "msr_paraphrase_train"), DEV: _SPLITS[DEV]},
         examples=_classified(
             _MRPC,
@@ -106,50 +109,43 @@ _TASKS = (
         ),
         labels=_MRPC,
         metrics=("accuracy", "f1"),
-        values=_values((5e-5, 5e-6, 10), (8e-5, 5e-6, 2)),
-        epoch_grid=_MANY,
-        hub=(HUB, "mrpc", None),
-        hub_splits=_HUB_SPLITS,
         from_mnli=True,
     ),
-    SuiteTask(
-        name="stsb",
-        title="STS-B",
-        kind="classify",
-        splits=_SPLITS,
+    _task(
+        "stsb",
+        "STS-B",
+        (8e-5, 5e-6, 10),
+        (8e-5, 1e-5, 10),
+        epoch_grid=_MANY,
         examples=_similarity,
         metrics=("spearman", "pearson"),
         selected_by="spearman",
-        values=_values((8e-5, 5e-6, 10), (8e-5, 1e-5, 10)),
-        epoch_grid=_MANY,
-        hub=(HUB, "stsb", None),
-        hub_splits=_HUB_SPLITS,
         from_mnli=True,
     ),
-    SuiteTask(
-        name="qqp",
-        title="QQP",
-        kind="classify",
-        splits=_SPLITS,
+    _task(
+        "qqp",
+        "QQP",
+        (5e-5, 5e-6, 10),
+        (5e-5, 8e-6, 2),
+        epoch_grid=_MANY,
         examples=_classified(
             _QQP, ("question1", "text"), ("question2", "text_pair"), label=("is_duplicate", "label")
         ),
         labels=_QQP,
         metrics=("accuracy", "f1"),
-        values=_values((5e-5, 5e-6, 10), (5e-5, 8e-6, 2)),
-        epoch_grid=_MANY,
-        hub=(HUB, "qqp", None),
-        hub_splits=_HUB_SPLITS,
     ),
-    SuiteTask(
-        name=MNLI,
-        title="MNLI",
-        kind="classify",
+    _task(
+        MNLI,
+        "MNLI",
+        (5e-5, 5e-6, 1),
+        (3e-5, 1e-5, 1),
+        epoch_grid=_FEW,
         splits={
             TRAIN: ("train",),
             DEV: ("dev_matched", "validation_matched", *_SPLITS[DEV]),
             MISMATCHED: ("dev_mismatched", "validation_mismatched"),
         },
+        hub_splits={TRAIN: "train", DEV: "validation_matched", MISMATCHED: "validation_mismatched"},
         examples=_classified(
             _MNLI,
             ("sentence1", "premise", "text"),
@@ -157,51 +153,34 @@ _TASKS = (
             label=("gold_label", "label"),
         ),
         labels=_MNLI,
-        metrics=("accuracy",),
-        values=_values((5e-5, 5e-6, 1), (3e-5, 1e-5, 1)),
-        epoch_grid=_FEW,
-        hub=(HUB, "mnli", None),
-        hub_splits={TRAIN: "train", DEV: "validation_matched", MISMATCHED: "validation_mismatched"},
     ),
-    SuiteTask(
-        name="qnli",
-        title="QNLI",
-        kind="classify",
-        splits=_SPLITS,
+    _task(
+        "qnli",
+        "QNLI",
+        (8e-5, 5e-6, 2),
+        (3e-5, 5e-6, 2),
+        epoch_grid=_MANY,
         examples=_classified(_ENTAILS, ("question", "text"), ("sentence", "text_pair")),
         labels=_ENTAILS,
-        metrics=("accuracy",),
-        values=_values((8e-5, 5e-6, 2), (3e-5, 5e-6, 2)),
-        epoch_grid=_MANY,
-        hub=(HUB, "qnli", None),
-        hub_splits=_HUB_SPLITS,
     ),
-    SuiteTask(
-        name="rte",
-        title="RTE",
-        kind="classify",
-        splits=_SPLITS,
+    _task(
+        "rte",
+        "RTE",
+        (5e-5, 1e-5, 3),
+        (5e-5, 8e-6, 3),
+        epoch_grid=_FEW,
         examples=_classified(_ENTAILS, *_PAIR),
         labels=_ENTAILS,
-        metrics=("accuracy",),
-        values=_values((5e-5, 1e-5, 3), (5e-5, 8e-6, 3)),
-        epoch_grid=_FEW,
-        hub=(HUB, "rte", None),
-        hub_splits=_HUB_SPLITS,
         from_mnli=True,
     ),
-    SuiteTask(  # not one of the eight of the paper; it has RTE's values
-        name="wnli",
-        title="WNLI",
-        kind="classify",
-        splits=_SPLITS,
+    _task(  # not one of the eight of the paper; it has RTE's values
+        "wnli",
+        "WNLI",
+        (5e-5, 1e-5, 3),
+        (5e-5, 8e-6, 3),
+        epoch_grid=_FEW,
         examples=_classified(_WNLI, *_PAIR),
         labels=_WNLI,
-        metrics=("accuracy",),
-        values=_values((5e-5, 1e-5, 3), (5e-5, 8e-6, 3)),
-        epoch_grid=_FEW,
-        hub=(HUB, "wnli", None),
-        hub_splits=_HUB_SPLITS,
         in_mean=False,
     ),
 )

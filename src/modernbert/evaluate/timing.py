@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ import torch
 
 from modernbert.errors import ModernBertError
 from modernbert.evaluate.contenders import Run
-from modernbert.runtime import synchronize
+from modernbert.runtime import timed
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -24,15 +23,6 @@ CLOSE = 0.05
 """The largest batch that fits, and the smallest seen not to, differ by so much at most."""
 MOST_CHARACTERS = 200
 OUT_OF_MEMORY = "out of memory"
-
-
-def timed(run: Run, device: torch.device) -> float:
-    """Return the seconds that a run takes, the device's work included."""
-    synchronize(device)
-    began = time.perf_counter()
-    run()
-    synchronize(device)
-    return time.perf_counter() - began
 
 
 def attempt(action: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
@@ -60,7 +50,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def time_in_turn(
+def time_rivals(
     runs: Mapping[Key, Run],
     turns: int,
     device: torch.device,
@@ -68,7 +58,7 @@ def time_in_turn(
     in_a_row: int = 1,
     on_turn: Callable[[Key], None] = lambda key: None,
 ) -> tuple[dict[Key, list[float]], dict[Key, str]]:
-    """Time several ways of doing the same work in turn, A B A B …, so that a drift of the machine hits all.
+    """Time several ways of doing the same work, as `runtime.time_in_turn`; one that fails has no more turns.
 
     Args:
         runs: What is timed; each is warm.

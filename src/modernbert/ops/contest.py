@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from modernbert.layout import SequenceLayout
+from modernbert.runtime import time_in_turn
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, SequenceLayout, int | None], Tensor]
 
@@ -54,30 +56,20 @@ def measure(
             torch.autograd.grad(run(query, key, value, layout, window), (query, key, value), grad_out)
 
     calls = {name: (lambda run=run: call(run)) for name, run in backends.items()}
-    return {name: min(times) for name, times in time_in_turn(calls, device, ROUNDS, CALLS).items()}
+    times = time_in_turn(calls, ROUNDS, device, clock=partial(device_clock, calls=CALLS))
+    return {name: min(found) for name, found in times.items()}
 
 
-def time_in_turn(
-    runs: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, calls: int
-) -> dict[str, list[float]]:
-    """Time work on a CUDA device by the device's clock, A B A B …, so that a drift of the machine hits all.
-
-    Returns:
-        Milliseconds of one call, for each round of `calls` calls; a first round is not counted.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for counted in [False] + [True] * rounds:
-        for name, run in runs.items():
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            with torch.cuda.device(device):
-                began.record()
-                for _ in range(calls):
-                    run()
-                ended.record()
-                ended.synchronize()
-            if counted:
-                times[name].append(began.elapsed_time(ended) / calls)
-    return times
+def device_clock(run: Callable[[], object], device: torch.device, *, calls: int) -> float:
+    """Return the milliseconds of one of several calls, by the clock of a CUDA device."""
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.device(device):
+        began.record()
+        for _ in range(calls):
+            run()
+        ended.record()
+        ended.synchronize()
+    return float(began.elapsed_time(ended)) / calls
 
 
 def _draw(layout: SequenceLayout, dtype: torch.dtype, head_dim: int) -> list[Tensor]:

@@ -17,6 +17,8 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Compute `reference.linear_cross_entropy` in chunks of rows, the gradient together with the loss.
 
+    What needs no gradient, such as a frozen decoder, costs none: nothing is computed or allocated for it.
+
     Args:
         hidden: `[M, D]`, one row a prediction; under autocast the products run in its dtype.
         weight: Decoder weight `[V, D]`.
@@ -41,11 +43,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        wanted = any(ctx.needs_input_grad[:3])
+        of_hidden, of_weight, of_bias = (
+            torch.zeros_like(tensor) if is_wanted else None
+            for tensor, is_wanted in zip((hidden, weight, bias), ctx.needs_input_grad)
+        )
         cast_weight, cast_bias = weight.to(hidden.dtype), bias.to(hidden.dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        grads = [torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)] if wanted else []
         rows = max(1, LOGITS_AT_ONCE // len(weight))
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
@@ -54,20 +58,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_sum = logits.logsumexp(dim=-1, keepdim=True)
             loss += (log_sum - logits.gather(1, target)).sum()
             correct += (logits.argmax(dim=-1, keepdim=True) == target).sum()
-            if wanted:
+            if any(ctx.needs_input_grad):
                 error = logits.sub_(log_sum).exp_()  # softmax, then minus one at the label: d loss / d logits
                 error.scatter_add_(1, target, error.new_full(target.shape, -1.0))
-                grads[2].add_(error.sum(dim=0))
+                if of_bias is not None:
+                    of_bias.add_(error.sum(dim=0))
                 error = error.to(hidden.dtype)
-                grads[0][chunk] = error @ cast_weight
-                grads[1].add_(error.T @ hidden[chunk])
+                if of_hidden is not None:
+                    of_hidden[chunk] = error @ cast_weight
+                if of_weight is not None:
+                    of_weight.add_(error.T @ hidden[chunk])
                 del error
             del logits  # before the next chunk's are there
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(of_hidden, of_weight, of_bias)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         grads = ctx.saved_tensors
-        return (*(grad * outer[0].to(grad.dtype) for grad in grads), None)
+        return (*(None if grad is None else grad * outer[0].to(grad.dtype) for grad in grads), None)

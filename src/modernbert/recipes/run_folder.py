@@ -72,5 +72,5 @@ def write_settings(folder: Path, run: Any, facts: dict[str, Any]) -> None:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether there is a checkpoint."""
-    return any((folder / CHECKPOINTS).glob("step-*"))
+    """Whether there is a checkpoint, of the run or of one of several runs that it stands for."""
+    return any(folder.glob(f"**/{CHECKPOINTS}/step-*"))

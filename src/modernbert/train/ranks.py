@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -75,12 +75,20 @@ class Ranks:
         return bool(found.item())
 
     def from_first(self, value: Value) -> Value:
-        """Return the first rank's value on all of them; what JSON can hold."""
+        """Return the first rank's value on all of them; one that can be pickled."""
         if self.control is None:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
+
+    def to_first(self, value: Value) -> list[Value]:
+        """Return the values of all ranks, in their order, on the first; nothing on the others."""
+        if self.control is None:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(value, values, dst=0, group=self.control)
+        return values or []
 
     def meet(self) -> None:
         """Wait until every rank is here."""

@@ -17,7 +17,7 @@ from modernbert.data.tokenizer import Tokenizer
 from modernbert.model.config import EncoderConfig
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.model.init import initialise
-from modernbert.recipes.finetune import evaluated
+from modernbert.recipes.finetune import drawings, evaluated
 from modernbert.recipes.finetune.about import About, DataPart, write_about
 from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings, write_findings
@@ -186,6 +186,12 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
     model.save_pretrained(folder / "model")
     words.save_pretrained(folder / "model")
     return Labelled(folder, folder / "model")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the pictures out of reports, whose drawing takes longer than such a run."""
+    monkeypatch.setattr(drawings, "as_svg", lambda figure: "<svg/>")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from .conftest import Labelled
 
 pytest.importorskip("sklearn", reason="needs the extra `finetune`")
 pytest.importorskip("seqeval", reason="needs the extra `finetune`")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 Refuse = Callable[..., str]
 Tune = Callable[..., Path]

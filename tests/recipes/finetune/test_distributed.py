@@ -116,11 +116,13 @@ def test_two_processes_give_what_one_gives(
         if name == "two seeds":
             continue
         one, two = planned(name, "one"), tmp_path / "two" / name
-        finetune(one)
+        figures = finetune(one).figures["validation"]
         if name == "stopped as two":
             assert len(losses(two)) == STOP
             finetune(planned(name, "two"))
         check_equal(two, Path(one.folder))
+        found = files.read_json(two / "findings" / "validation.json")
+        assert found["figures"] == pytest.approx(figures, abs=1e-4)
         abouts = [files.read_json(folder / "about.json") for folder in (two, Path(one.folder))]
         assert abouts[0]["num_trained"] == abouts[1]["num_trained"]
     assert files.read_json(tmp_path / "two" / "tag by ddp" / "facts.json")["processes"] == 2
@@ -131,6 +133,7 @@ def test_two_processes_give_what_one_gives(
     assert adapters[0].keys() == adapters[1].keys()
 
     seeds = tmp_path / "two" / "two seeds"
+    assert files.read_json(seeds / "facts.json")["processes"] == 2
     best = files.read_json(seeds / "trials.json")["best_first"][0]["trial"]
     assert len(list((seeds / "trials").iterdir())) == 2
     assert all(

@@ -25,6 +25,7 @@ from tests.recipes.commands import last_step, running, wait_for_step
 from .test_session import same, stopping_after, weights
 
 pytest.importorskip("sklearn", reason="needs the extra `finetune`")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 Plan = Callable[..., FinetuneRun]
@@ -34,7 +35,7 @@ Plan = Callable[..., FinetuneRun]
 def test_a_command_that_is_killed_and_interrupted_ends_with_the_same_weights(
     plan: Plan, tmp_path: Path
 ) -> None:
-    longer = ["tuning.epochs=60", "head.dropout=0.1"]
+    longer = ["tuning.epochs=50", "head.dropout=0.1"]
     whole = finetune(plan("classify", *longer))
     expected, folder = weights(tmp_path / "run"), tmp_path / "run"
     folder.rename(tmp_path / "whole")
@@ -42,7 +43,7 @@ def test_a_command_that_is_killed_and_interrupted_ends_with_the_same_weights(
     run_file = tmp_path / "run.yaml"
     run_file.write_text(yaml.safe_dump(config.to_tree(run)), encoding="utf-8")
     draw = random.Random(3)
-    for _ in range(3):
+    for _ in range(2):
         with running("finetune", str(run_file)) as process:
             wait_for_step(last_step(folder) + 8, folder, process)  # beyond what it goes back to
             time.sleep(draw.random() / 10)

@@ -18,6 +18,7 @@ from modernbert.recipes.finetune.settings import FinetuneRun
 from .conftest import NAMES, PLACES
 
 pytest.importorskip("sklearn", reason="needs the extra `finetune`")
+pytestmark = pytest.mark.usefixtures("undrawn")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
 Plan = Callable[..., FinetuneRun]

@@ -29,6 +29,7 @@ from .conftest import PLACES, Labelled
 
 pytest.importorskip("sklearn", reason="needs the extra `finetune`")
 pytest.importorskip("seqeval", reason="needs the extra `finetune`")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 Plan = Callable[..., FinetuneRun]
 
@@ -158,11 +159,12 @@ class TestSelection:
         steps = [it["step"] for it in records(["evaluation"])]
         assert steps == [3, 5, 7, 10, 12, 14]
 
-    def test_an_unknown_metric_is_named(self, plan: Plan) -> None:
-        with pytest.raises(
-            ConfigError, match=r"`selection\.metric` is `acuracy`; it must be one of accuracy"
-        ):
+    def test_an_unknown_metric_is_refused_before_anything_is_learned(self, plan: Plan, records: Any) -> None:
+        names = "accuracy, macro_f1, micro_f1, weighted_f1, mcc, log_loss, calibration_error"
+        with pytest.raises(ConfigError, match=f"`selection.metric` is `acuracy`; it must be one of {names}$"):
             finetune(plan("classify", "selection.metric=acuracy"))
+        with pytest.raises(FileNotFoundError):
+            records()
 
     def test_dropout_is_the_run_s_if_it_says_so(self, plan: Plan, tmp_path: Path) -> None:
         finetune(plan("classify", "tuning.attn_out_dropout=0", "tuning.epochs=1"))

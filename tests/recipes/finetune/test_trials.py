@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from modernbert import files
+from modernbert import config, files
 from modernbert.errors import ConfigError
 from modernbert.recipes.finetune.data import held_out
 from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
 from modernbert.recipes.finetune.trials import finetune_all, trials_of
 
 pytest.importorskip("sklearn", reason="needs the extra `finetune`")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 Plan = Callable[..., FinetuneRun]
 
@@ -60,6 +62,11 @@ class TestWhich:
         with pytest.raises(ConfigError, match=r"did you mean `.*learning_rate`"):
             trials_of(plan("classify", "trials.search={tuning.learning_rat: [1e-4, 2e-4]}"))
 
+    @pytest.mark.parametrize("name", ["seed", "device"])
+    def test_what_is_not_a_trial_s_own_to_choose(self, name: str, plan: Plan) -> None:
+        with pytest.raises(ConfigError, match=f"`trials.search` has `{name}`.* leave it out"):
+            trials_of(plan("classify", f"trials.search={{{name}: [cpu]}}"))
+
     @pytest.mark.parametrize(("fold", "folds"), [(None, 3), (3, 3), (0, None)])
     def test_a_fold_that_there_is_not(self, fold: int | None, folds: int | None) -> None:
         with pytest.raises(ConfigError, match="`fold` is"):
@@ -87,6 +94,10 @@ def test_the_best_gives_model_and_report(plan: Plan, tmp_path: Path) -> None:
     spread = files.read_json(folder / "report.json")["findings"]["validation"]["spread"]["accuracy"]
     assert spread["mean"] == pytest.approx(sum(scores[:2]) / 2)
     assert [result.score for _, result in finetune_all(run)] == scores  # it is done, and says so again
+    assert config.load(folder / "run.yaml") == config.to_tree(run)
+    for other in (replace(run, trials=replace(run.trials, seeds=3)), plan("classify", "tuning.epochs=4")):
+        with pytest.raises(ConfigError, match=r"holds a run with other settings .*`trials.seeds`: 2 →"):
+            finetune_all(other)
 
 
 def test_the_best_by_a_figure_of_which_less_is_better(plan: Plan) -> None:

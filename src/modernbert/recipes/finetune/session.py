@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import InputError
@@ -20,9 +23,17 @@ from modernbert.recipes.finetune.settings import FinetuneRun
 from modernbert.recipes.finetune.start import check_packages
 from modernbert.recipes.finetune.task import QUICK, TEST, TRAIN, VALIDATION, WHOLE, TuningTask
 from modernbert.recipes.finetune.tasks import TASKS
-from modernbert.recipes.tuning.session import TuningResult, TuningSession, Workplace, carry_out
+from modernbert.recipes.tuning.session import (
+    TuningResult,
+    TuningSession,
+    Workplace,
+    carry_out,
+    carry_out_on,
+    choose_metric,
+)
 from modernbert.recipes.tuning.start import begin
 from modernbert.train.examples import Example, ExampleStep, digest, example_steps
+from modernbert.train.ranks import Ranks
 
 
 def finetune(run: FinetuneRun) -> TuningResult:
@@ -40,7 +51,12 @@ def finetune(run: FinetuneRun) -> TuningResult:
         BackendError: There is no such device here, its memory is too small, or a package is missing.
         StorageError: The disk is full or not writable.
     """
-    return carry_out(run, lambda place: _Session(run, place))
+    return carry_out(run, partial(_Session, run))
+
+
+def finetune_on(run: FinetuneRun, ranks: Ranks, device: torch.device) -> TuningResult:
+    """Do the work of `finetune` in processes that have joined."""
+    return carry_out_on(run, ranks, device, partial(_Session, run))
 
 
 class _Session(TuningSession[FinetuneRun]):
@@ -55,6 +71,7 @@ class _Session(TuningSession[FinetuneRun]):
         self.task: TuningTask[Any] = kind(run, open_texts(run, words), read_splits(run, kind))
         self.examples, self.objective = self._make_examples(), self.task.objective()
         can_look = VALIDATION in self.task.splits
+        metric = choose_metric(run, self.task.metric, self.task.figure_names(VALIDATION) if can_look else ())
         model: Pretrained = begin(run, self.task.kind, self.task.head())
         if run.adapter is not None:
             add_adapter(model, run.adapter, seed=run.seed)
@@ -66,7 +83,7 @@ class _Session(TuningSession[FinetuneRun]):
             num_examples=len(self.examples),
             source=run.data.train,
             digest=digest([*self.examples, *(self.task.examples(VALIDATION) if can_look else [])]),
-            metric=run.selection.metric or self.task.metric,
+            metric=metric,
             can_look=can_look,
         )
 
@@ -102,7 +119,8 @@ class _Session(TuningSession[FinetuneRun]):
         return self._measured(VALIDATION, QUICK).figures
 
     def _measured(self, split: str, sampling: Sampling = WHOLE) -> Findings:
-        return self.task.evaluate(TorchRunner(self.model, self.run.precision), split, sampling)
+        runner = TorchRunner(self.model, self.run.precision)
+        return self.task.evaluate(runner, split, sampling, self.ranks)
 
     def save_model(self, model: Pretrained, folder: Path) -> None:
         """Write a model, or its adapter alone."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from itertools import accumulate, zip_longest
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar, cast
+
+import numpy as np
 
 from modernbert.data.records import Record, Records
 from modernbert.errors import ConfigError
@@ -21,6 +24,7 @@ from modernbert.recipes.finetune.metrics import PRIMARY, Problem
 from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
 from modernbert.train.examples import Example
 from modernbert.train.objective import Objective
+from modernbert.train.ranks import ALONE, Ranks
 
 WHOLE, QUICK = Sampling(), Sampling(resamples=0)
 """How well figures are known: with intervals, and, while training goes on, without."""
@@ -101,18 +105,57 @@ class TuningTask(ABC, Generic[Record]):
     def _make_examples(self, split: str) -> list[Example]:
         """Turn a split's records into what is learned from."""
 
-    @abstractmethod
-    def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
-        """Measure a model on a split; `sampling` is that of the intervals."""
+    def evaluate(
+        self, runner: Runner, split: str, sampling: Sampling = WHOLE, ranks: Ranks = ALONE
+    ) -> Findings:
+        """Measure a model on a split, of which each rank computes a share; all get the same findings.
 
-    def _computed(
-        self, compute: Callable[[list[list[int]]], list[Array]], sequences: Sequence[list[int]]
-    ) -> Iterator[Array]:
-        """Yield a model's output for each sequence, in order, as many at once as make a micro-batch."""
-        done = 0
-        for count in cut([len(sequence) for sequence in sequences], self.run.micro_batch_tokens):
-            yield from compute(list(sequences[done : done + count]))
-            done += count
+        Args:
+            runner: Runs the model.
+            split: Its name.
+            sampling: Of the intervals.
+            ranks: The processes of the run.
+        """
+        outputs = self._outputs(runner, split, ranks)
+        findings = self._judge(split, iter(outputs), sampling) if ranks.is_first else None
+        return cast(Findings, ranks.from_first(findings))
+
+    def figure_names(self, split: str) -> Sequence[str]:
+        """Return the figures that there are of a split, whatever a model says of it."""
+        blank = (np.zeros(self._shape(ids), dtype=np.float32) for ids in self._inputs(split))
+        return list(self._judge(split, blank, QUICK).figures)
+
+    @abstractmethod
+    def _compute(self, runner: Runner, sequences: list[list[int]]) -> list[Array]:
+        """Return a model's output for each sequence of a micro-batch."""
+
+    @abstractmethod
+    def _shape(self, sequence: list[int]) -> tuple[int, ...]:
+        """Return the shape of the output for a sequence."""
+
+    @abstractmethod
+    def _judge(self, split: str, outputs: Iterator[Array], sampling: Sampling) -> Findings:
+        """Measure a model by its output for each sequence of a split's examples, in order."""
+
+    def _inputs(self, split: str) -> list[list[int]]:
+        return [ids for example in self.examples(split) for ids in example.sequences]
+
+    def _outputs(self, runner: Runner, split: str, ranks: Ranks) -> list[Array]:
+        """Return a model's output for each sequence, in order, on the first rank; nothing on the others.
+
+        The micro-batches are those of one process, so that the figures are too. Each rank runs as many, as
+        sharded weights need: one that has none left runs the first again, for nothing.
+        """
+        sequences = self._inputs(split)
+        counts = cut([len(ids) for ids in sequences], self.run.micro_batch_tokens)
+        ends = list(accumulate(counts, initial=0))
+        own = ranks.share_of(len(counts))
+        computed = []
+        for turn in range(ranks.turns(len(counts))):
+            row = own[turn] if turn < len(own) else 0
+            computed.append(self._compute(runner, sequences[ends[row] : ends[row + 1]]))
+        gathered = ranks.to_first(computed[: len(own)])
+        return [it for turn in zip_longest(*gathered, fillvalue=()) for outputs in turn for it in outputs]
 
     def _encoded(
         self, split: str, encode: Encode[Text], texts: Sequence[Text], places: Sequence[str]

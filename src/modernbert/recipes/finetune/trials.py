@@ -11,21 +11,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modernbert import config, files, telemetry
+import torch
+
+from modernbert import config, files
 from modernbert.errors import ConfigError
 from modernbert.recipes.finetune.about import read_about, write_about
 from modernbert.recipes.finetune.findings import read_findings, write_findings
 from modernbert.recipes.finetune.intervals import spread
 from modernbert.recipes.finetune.report import write_report
-from modernbert.recipes.finetune.session import finetune
+from modernbert.recipes.finetune.session import finetune_on
 from modernbert.recipes.finetune.settings import FinetuneRun, TrialSettings
 from modernbert.recipes.tuning.selection import cost
-from modernbert.recipes.tuning.session import MODEL, TuningResult
+from modernbert.recipes.tuning.session import MODEL, TuningResult, facts_of, own_folder, processes
+from modernbert.train.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
 FOLDER, OUTCOME = "trials", "trials.json"
 SET_BY_TRIALS = ("folder", "seed", "data.fold", "data.folds")
+SHARED_BY_TRIALS = ("device", "distribution.timeout_seconds")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ def trials_of(run: FinetuneRun) -> list[Trial]:
                 f"`trials.search` has `{name}`, which the trials set themselves; leave it out; for several "
                 "seeds or folds there are `trials.seeds` and `trials.folds`"
             )
+        if name in SHARED_BY_TRIALS:
+            raise ConfigError(f"`trials.search` has `{name}`, which all trials share; leave it out")
     tree = config.to_tree(run)
     tree.pop("trials")
     if settings == TrialSettings():
@@ -79,27 +85,41 @@ def trials_of(run: FinetuneRun) -> list[Trial]:
 def finetune_all(run: FinetuneRun) -> list[Outcome]:
     """Carry out all runs that a run stands for, one after the other; the same call goes on.
 
-    Of several, each has its folder below `trials/`; the best one's model is copied to `model/`, and what all
-    came to is written to `trials.json`. It raises what `finetune` raises.
+    Of several, each has its folder below `trials/`; the run's own gets `run.yaml`, the best one's model as
+    `model/`, and `trials.json`, what all came to. It raises what `finetune` raises.
 
     Returns:
         The trials, the best first; those after one that a signal stopped are left out.
     """
     trials = trials_of(run)
-    outcomes = []
+    with processes(run) as (ranks, device):
+        if not trials[0].name:
+            return [(trials[0], finetune_on(run, ranks, device))]
+        with own_folder(run, ranks, facts_of(ranks, device)):
+            outcomes = _carry_out(trials, ranks, device)
+            if outcomes[-1][1].stopped_by is not None:
+                return outcomes[::-1]
+            best_first = _best_first(outcomes)
+            if ranks.is_first:
+                _write(Path(run.folder), best_first)
+            ranks.meet()
+            return best_first
+
+
+def _carry_out(trials: Sequence[Trial], ranks: Ranks, device: torch.device) -> list[Outcome]:
+    """Carry out one trial after the other, up to one that a signal stops."""
+    outcomes: list[Outcome] = []
     for number, trial in enumerate(trials, start=1):
-        if trial.name:
-            log.info("trial %d of %d: %s", number, len(trials), trial.name)
-        outcomes.append((trial, finetune(trial.run)))
+        log.info("trial %d of %d: %s", number, len(trials), trial.name)
+        outcomes.append((trial, finetune_on(trial.run, ranks, device)))
         if outcomes[-1][1].stopped_by is not None:
-            return outcomes[::-1]
+            break
+    return outcomes
+
+
+def _best_first(outcomes: Sequence[Outcome]) -> list[Outcome]:
     choices = sorted(_by_choice(outcomes), key=_mean_cost)
-    best_first = [
-        outcome for outcomes_of_choice in choices for outcome in sorted(outcomes_of_choice, key=_cost)
-    ]
-    if trials[0].name and telemetry.is_heard():  # of several processes one writes
-        _write(Path(run.folder), best_first)
-    return best_first
+    return [outcome for alike in choices for outcome in sorted(alike, key=_cost)]
 
 
 def _trial(tree: dict[str, Any], choice: dict[str, Any], seed: int, fold: int | None, folds: int) -> Trial:

@@ -20,12 +20,20 @@ from modernbert.model.checkpoint import Pretrained
 from modernbert.model.encoder import ModernBertModel
 from modernbert.recipes.retriever.data import Pairs
 from modernbert.recipes.retriever.settings import RetrieverRun
-from modernbert.recipes.tuning.session import MODEL, TuningResult, TuningSession, Workplace, carry_out
+from modernbert.recipes.tuning.session import (
+    MODEL,
+    TuningResult,
+    TuningSession,
+    Workplace,
+    carry_out,
+    choose_metric,
+)
 from modernbert.recipes.tuning.start import begin
 from modernbert.train.contrastive import InBatchNegatives, ranks_of_positives
 from modernbert.train.pairs import PairBatch, PairEncoding, PairStep, pair_steps
 
 METRIC = "mrr"
+FIGURES = ("loss", "accuracy", METRIC)
 RESULT = "result.json"
 
 
@@ -72,7 +80,7 @@ class _Session(TuningSession[RetrieverRun]):
             num_examples=len(self.pairs.epoch(0)) // size * size,
             source=", ".join([*run.data.pairs, *run.data.corpus]),
             digest=self.pairs.digest,
-            metric=run.selection.metric or METRIC,
+            metric=choose_metric(run, METRIC, FIGURES),
             can_look=run.data.has_validation,
         )
 

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -21,7 +21,7 @@ import torch
 from modernbert import config, runtime, telemetry
 from modernbert.data.prefetch import prefetch
 from modernbert.data.tokenizer import Tokenizer
-from modernbert.errors import BackendError, ConfigError, did_you_mean
+from modernbert.errors import BackendError, ConfigError
 from modernbert.model.checkpoint import Pretrained
 from modernbert.recipes.run_folder import CHECKPOINTS, check_settings, hold, write_settings
 from modernbert.recipes.tuning.journal import Journal, Progress
@@ -112,18 +112,61 @@ def carry_out(run: TuningRun, open_session: Callable[[Workplace], TuningSession[
     Raises:
         ModernBertError: As the recipe that calls it says.
     """
+    with processes(run) as (ranks, device):
+        return carry_out_on(run, ranks, device, open_session)
+
+
+def carry_out_on(
+    run: TuningRun,
+    ranks: Ranks,
+    device: torch.device,
+    open_session: Callable[[Workplace], TuningSession[Any]],
+) -> TuningResult:
+    """Do the work of `carry_out` in processes that have joined."""
+    facts = facts_of(ranks, device)
+    with runtime.deterministic(run.deterministic), own_folder(run, ranks, facts):
+        place = Workplace(folder=Path(run.folder), ranks=ranks, device=device, facts=facts)
+        return open_session(place).execute()
+
+
+def processes(run: TuningRun) -> contextlib.AbstractContextManager[tuple[Ranks, torch.device]]:
+    """Join the processes of a run, see `train.ranks.join`."""
+    return join(run.device, timeout_seconds=2 * run.distribution.timeout_seconds)
+
+
+def facts_of(ranks: Ranks, device: torch.device) -> dict[str, Any]:
+    """Return what is to be known of the machine that a run has."""
+    return {**runtime.machine_facts(device), "processes": ranks.size}
+
+
+@contextlib.contextmanager
+def own_folder(run: TuningRun, ranks: Ranks, facts: dict[str, Any]) -> Iterator[None]:
+    """Hold a run's folder, with its settings in it, while the block runs; the first rank does it for all.
+
+    Raises:
+        ConfigError: The folder is in use, or holds a run with other settings.
+    """
     folder = Path(run.folder)
-    with (
-        runtime.deterministic(run.deterministic),
-        join(run.device, timeout_seconds=2 * run.distribution.timeout_seconds) as (ranks, device),
-    ):
-        facts = {**runtime.machine_facts(device), "processes": ranks.size}
-        with hold(folder) if ranks.is_first else contextlib.nullcontext():
-            with ranks.first_before_others("prepare"):
-                if ranks.is_first:
-                    check_settings(folder, run, _FREE_SETTINGS)
-                    write_settings(folder, run, facts)
-            return open_session(Workplace(folder=folder, ranks=ranks, device=device, facts=facts)).execute()
+    with hold(folder) if ranks.is_first else contextlib.nullcontext():
+        with ranks.first_before_others(f"prepare {folder}"):
+            if ranks.is_first:
+                check_settings(folder, run, _FREE_SETTINGS)
+                write_settings(folder, run, facts)
+        yield
+
+
+def choose_metric(run: TuningRun, default: str, names: Sequence[str]) -> str:
+    """Return the figure by which the best checkpoint is chosen.
+
+    Raises:
+        ConfigError: `selection.metric` is not one of the names of figures.
+    """
+    metric = run.selection.metric
+    if metric is None:
+        return default
+    if metric not in names:
+        raise ConfigError(f"`selection.metric` is `{metric}`; it must be one of {', '.join(names)}")
+    return metric
 
 
 class TuningSession(ABC, Generic[Run]):
@@ -276,11 +319,6 @@ class TuningSession(ABC, Generic[Run]):
         # Those of the first rank on all, lest they disagree on when to end.
         figures = self.ranks.from_first(figures)
         self.journal.evaluation(self.progress.step, "validation", figures)
-        if self.metric not in figures:
-            raise ConfigError(
-                f"`selection.metric` is `{self.metric}`; it must be one of {', '.join(figures)}"
-                f"{did_you_mean(self.metric, figures)}"
-            )
         score = figures[self.metric]
         self.progress = self.progress.judged(self.metric, score)
         return score

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +14,9 @@ from modernbert.data.records import AnswerRecord, Records
 from modernbert.errors import InputError
 from modernbert.infer.answer import Answer as Answering
 from modernbert.infer.answer import Search
-from modernbert.infer.engine import Engine
+from modernbert.infer.outputs import Array, per_token
 from modernbert.infer.runner import Runner
+from modernbert.infer.task import Prepared
 from modernbert.model.config import HeadConfig
 from modernbert.model.heads import ModernBertForQuestionAnswering
 from modernbert.recipes.finetune import evaluated
@@ -22,7 +24,7 @@ from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.metrics import Problem
 from modernbert.recipes.finetune.settings import LabelledData
-from modernbert.recipes.finetune.task import WHOLE, TuningTask
+from modernbert.recipes.finetune.task import TuningTask
 from modernbert.train.examples import Example
 from modernbert.train.objective import Objective
 from modernbert.train.objectives import Spans
@@ -50,21 +52,27 @@ class Answer(TuningTask[AnswerRecord]):
     def _make_examples(self, split: str) -> list[Example]:
         return [example for record in self.splits[split].records for example in self._windows(split, record)]
 
-    def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
+    def _compute(self, runner: Runner, sequences: list[list[int]]) -> list[Array]:
+        return per_token(runner, sequences)
+
+    def _shape(self, sequence: list[int]) -> tuple[int, ...]:
+        return len(sequence), 2
+
+    def _judge(self, split: str, outputs: Iterator[Array], sampling: Sampling) -> Findings:
         records = self.splits[split].records
-        inputs = ((record.question, record.context) for record in records)
-        found = Engine(self.run.micro_batch_tokens).run(self._answering(runner), inputs)
         return evaluated.of_answers(
             split,
             [[text for _, text in record.answers] for record in records],
-            [cast(dict[str, Any], answer)["answer"] for answer in found],
+            [self._answer(record, outputs) for record in records],
             [Shown(text=f"{record.question} {record.context}", place=record.place) for record in records],
             sampling=sampling,
         )
 
-    def _answering(self, runner: Any) -> Answering:
+    @cached_property
+    def _answering(self) -> Answering:
+        """What cuts windows, and reads an answer from their outputs; it runs no model."""
         return Answering(
-            runner,
+            cast(Runner, None),
             self.texts,
             max_answer_len=MOST_ANSWER_TOKENS,
             handle_impossible_answer=self._has_impossible,
@@ -76,15 +84,21 @@ class Answer(TuningTask[AnswerRecord]):
     def _has_impossible(self) -> bool:
         return any(not record.answers for split in self.splits.values() for record in split.records)
 
-    @cached_property
-    def _cutter(self) -> Answering:
-        return self._answering(None)
-
-    def _windows(self, split: str, record: AnswerRecord) -> Iterator[Example]:
+    def _prepared(self, record: AnswerRecord) -> Prepared:
         try:
-            (prepared,) = self._cutter.prepare([(record.question, record.context)], 0)
+            (prepared,) = self._answering.prepare([(record.question, record.context)], 0)
         except InputError as error:
             raise InputError(f"`{record.place}`: {error}") from None
+        return prepared
+
+    def _answer(self, record: AnswerRecord, outputs: Iterator[Array]) -> str:
+        """Read a record's answer from the outputs for its windows, which come next."""
+        prepared = self._prepared(record)
+        found = self._answering.finish(prepared, list(islice(outputs, len(prepared.sequences))))
+        return str(cast(dict[str, Any], found)["answer"])
+
+    def _windows(self, split: str, record: AnswerRecord) -> Iterator[Example]:
+        prepared = self._prepared(record)
         search: Search = prepared.context
         span = _tokens(record, search)
         holding = [span is not None and start <= span[0] and span[1] < end for start, end in search.spans]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import cast
 
 from modernbert.data.choice_records import read_choices
 from modernbert.data.records import ChoiceRecord, Records
-from modernbert.infer.outputs import per_sequence
+from modernbert.infer.outputs import Array, per_sequence
 from modernbert.infer.runner import Runner
 from modernbert.model.config import HeadConfig
 from modernbert.model.heads import ModernBertForMultipleChoice
@@ -18,7 +18,7 @@ from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.metrics import Problem
 from modernbert.recipes.finetune.settings import LabelledData
-from modernbert.recipes.finetune.task import WHOLE, TuningTask
+from modernbert.recipes.finetune.task import TuningTask
 from modernbert.train.examples import Example
 from modernbert.train.objective import Objective
 from modernbert.train.objectives import Choices
@@ -54,14 +54,18 @@ class Choose(TuningTask[ChoiceRecord]):
             for record in records
         ]
 
-    def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
+    def _compute(self, runner: Runner, sequences: list[list[int]]) -> list[Array]:
+        return per_sequence(runner, sequences)
+
+    def _shape(self, sequence: list[int]) -> tuple[int, ...]:
+        return ()
+
+    def _judge(self, split: str, outputs: Iterator[Array], sampling: Sampling) -> Findings:
         records = self.splits[split].records
-        sequences = [ids for example in self.examples(split) for ids in example.sequences]
-        logits = self._computed(partial(per_sequence, runner), sequences)
         return evaluated.of_choices(
             split,
             [cast(int, record.label) for record in records],  # `read_choices` leaves out those without
-            [list(islice(logits, len(record.choices))) for record in records],
+            [list(islice(outputs, len(record.choices))) for record in records],
             [Shown(text=record.prompt, place=record.place) for record in records],
             [record.choices for record in records],
             sampling=sampling,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,15 @@ class Classify(TuningTask[TextRecord]):
             for record, ids in zip(records, sequences)
         ]
 
-    def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
-        examples = self.examples(split)
-        sequences = [example.sequences[0] for example in examples]
-        logits = np.stack(
-            [np.atleast_1d(it) for it in self._computed(partial(per_sequence, runner), sequences)]
-        )
-        gold = np.array([example.target for example in examples])
+    def _compute(self, runner: Runner, sequences: list[list[int]]) -> list[Array]:
+        return per_sequence(runner, sequences)
+
+    def _shape(self, sequence: list[int]) -> tuple[int, ...]:
+        return (len(self.labels),)
+
+    def _judge(self, split: str, outputs: Iterator[Array], sampling: Sampling) -> Findings:
+        logits = np.stack([np.atleast_1d(output) for output in outputs])
+        gold = np.array([example.target for example in self.examples(split)])
         records = self.splits[split].records
         shown = [Shown(text=" | ".join(record.texts), place=record.place) for record in records]
         if self.problem == "values":

@@ -6,7 +6,7 @@ So few examples go a long way, and no new head is drawn (ModernBERT-Instruct, ar
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -35,7 +35,7 @@ from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.metrics import Problem
 from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
-from modernbert.recipes.finetune.task import TRAIN, WHOLE, TuningTask
+from modernbert.recipes.finetune.task import TRAIN, TuningTask
 from modernbert.train.examples import Example
 from modernbert.train.objective import Objective
 from modernbert.train.objectives import MaskedWords
@@ -89,17 +89,17 @@ class Prompt(TuningTask[TextRecord]):
             for it, ids in zip(self.splits[split].records, self._sequences(split))
         ]
 
-    def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
-        records, mask = self.splits[split].records, self.texts.tokenizer.mask_id
+    def _compute(self, runner: Runner, sequences: list[list[int]]) -> list[Array]:
+        starts, mask = accumulate(map(len, sequences), initial=0), self.texts.tokenizer.mask_id
+        places = [start + ids.index(mask) for start, ids in zip(starts, sequences)]
+        logits, _ = runner(sequences, torch.tensor(places))
+        return list(logits[:, self.words].cpu().numpy())
 
-        def compute(sequences: list[list[int]]) -> list[Array]:
-            starts = accumulate(map(len, sequences), initial=0)
-            places = [start + ids.index(mask) for start, ids in zip(starts, sequences)]
-            logits, _ = runner(sequences, torch.tensor(places))
-            return list(logits[:, self.words].cpu().numpy())
+    def _shape(self, sequence: list[int]) -> tuple[int, ...]:
+        return (len(self.labels),)
 
-        sequences = [example.sequences[0] for example in self.examples(split)]
-        logits = np.stack(list(self._computed(compute, sequences)))
+    def _judge(self, split: str, outputs: Iterator[Array], sampling: Sampling) -> Findings:
+        records, logits = self.splits[split].records, np.stack(list(outputs))
         gold = np.array([self._label(record) for record in records])
         shown = [Shown(text=" | ".join(record.texts), place=record.place) for record in records]
         return evaluated.of_classes(split, gold, logits, self.labels, shown, sampling=sampling)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from modernbert.data.records import Records, TagRecord
 from modernbert.data.tag_records import check_tags, read_tags
 from modernbert.data.tag_schemes import OUTSIDE, tag_names
-from modernbert.infer.outputs import per_token
+from modernbert.infer.outputs import Array, per_token
 from modernbert.infer.runner import Runner
 from modernbert.infer.texts import Pieces, Texts
 from modernbert.infer.windows import owned, windows
@@ -23,7 +23,7 @@ from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings
 from modernbert.recipes.finetune.metrics import Problem
 from modernbert.recipes.finetune.settings import FinetuneRun, LabelledData
-from modernbert.recipes.finetune.task import TRAIN, WHOLE, TuningTask, inverse_shares
+from modernbert.recipes.finetune.task import TRAIN, TuningTask, inverse_shares
 from modernbert.train.examples import Example
 from modernbert.train.objective import Objective
 from modernbert.train.objectives import TokenClasses
@@ -75,18 +75,20 @@ class Tag(TuningTask[TagRecord]):
         return [
             Example((window.sequence,), self._target(window, record), record.place)
             for record, parts in zip(self.splits[split].records, self._cut(split))
-            for window in parts
-            if window.words
+            for window in _with_words(parts)
         ]
 
-    def evaluate(self, runner: Runner, split: str, sampling: Sampling = WHOLE) -> Findings:
-        records, cut = self.splits[split].records, self._cut(split)
-        sequences = [window.sequence for parts in cut for window in parts]
-        outputs = self._computed(partial(per_token, runner), sequences)
-        predicted = []
-        for record, parts in zip(records, cut):
+    def _compute(self, runner: Runner, sequences: list[list[int]]) -> list[Array]:
+        return per_token(runner, sequences)
+
+    def _shape(self, sequence: list[int]) -> tuple[int, ...]:
+        return len(sequence), len(self.labels)
+
+    def _judge(self, split: str, outputs: Iterator[Array], sampling: Sampling) -> Findings:
+        records, predicted = self.splits[split].records, []
+        for record, parts in zip(records, self._cut(split)):
             tags = [self._unread] * len(record.tags)
-            for window, logits in zip(parts, outputs):
+            for window, logits in zip(_with_words(parts), outputs):
                 for word, place in window.words.items():
                     tags[word] = self.labels[int(logits[place].argmax())]
             predicted.append(tags)
@@ -133,6 +135,11 @@ class Tag(TuningTask[TagRecord]):
     def _balanced(self) -> tuple[float, ...]:
         counts = Counter(tag for record in self.splits[TRAIN].records for tag in record.tags)
         return inverse_shares([counts[label] for label in self.labels])
+
+
+def _with_words(parts: Sequence[_Window]) -> list[_Window]:
+    """Return the windows of a record from which something is learned, or read."""
+    return [window for window in parts if window.words]
 
 
 def _first_tokens(record: TagRecord, pieces: Pieces) -> dict[int, int]:
