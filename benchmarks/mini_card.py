@@ -3,13 +3,14 @@
 Only the tables for which figures are given are written; what stands in the others stays.
 
     python -m benchmarks.mini_card --run mini/run --bert mini/bert --sweep SWEEP.json \\
-        --plain-bert BERT.json --finetune FINETUNE.json --include mini/masked.txt mini/cloze.txt
+        --plain-bert BERT.json --finetune FINETUNE.json --include mini/masked.txt retrieval-results/results.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +188,9 @@ def _origin(record: Mapping[str, Any]) -> str:
 
 def _included(path: Path) -> str:
     text = path.read_text(encoding="utf-8").strip()
-    return text if path.suffix == ".md" else f"```text\n{text}\n```"
+    if path.suffix == ".md":  # whose headings go below the card's
+        return re.sub(r"^#", "###", text, flags=re.MULTILINE)
+    return f"```text\n{text}\n```"
 
 
 def _filled(text: str, tables: Mapping[str, str]) -> str:
@@ -205,7 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sweep", type=Path, help="result of benchmarks.mini_sweep")
     parser.add_argument("--plain-bert", type=Path, help="result of benchmarks.plain_bert")
     parser.add_argument("--finetune", type=Path, help="result of benchmarks.finetune with --anchor")
-    parser.add_argument("--include", type=Path, nargs="+", help="what `modernbert evaluate` printed or wrote")
+    parser.add_argument(
+        "--include", type=Path, nargs="+", help="what `modernbert evaluate` printed, or its results.md"
+    )
     return parser
 
 

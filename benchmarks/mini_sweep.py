@@ -82,6 +82,11 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     ),
     "no-dropout": ("model.attn_out_dropout=0.0",),
     "long-decay": ("phases.pretrain.tokens=960e6", "phases.decay.tokens=480e6"),
+    # a larger model to learn from, made by runs/mini/teacher.yaml, whose own time does not count
+    "taught": ("distillation.teacher=mini/teacher/model",),
+    "taught-hidden": ("distillation.teacher=mini/teacher/model", "distillation.hidden_weight=1.0"),
+    # speed alone
+    "fp8": ("fp8=true",),
 }
 
 
@@ -165,20 +170,16 @@ class Variant:
         return None if history is None else _rates_of(history)
 
     def _train(self, run: PretrainRun) -> History | None:
-        """Train to the end, each step with a record of its own; None if a signal came before."""
-        run = replace(
-            run,
-            log=replace(run.log, every_steps=1),
-            validation=replace(run.validation, every_tokens=None),
-            checkpoint=replace(run.checkpoint, every_tokens=None, average_best=0),
+        """Train to the end, and look at held-out text there alone; None if a signal came before."""
+        history = train_afresh(
+            replace(
+                run,
+                validation=replace(run.validation, every_tokens=None),
+                checkpoint=replace(run.checkpoint, every_tokens=None, average_best=0),
+            )
         )
-        torch._dynamo.reset()
-        result = pretrain(run)
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.is_stopped = result.stopped_by is not None
-        return None if self.is_stopped else read_history(Path(run.folder))
+        self.is_stopped = history is None
+        return history
 
     def _row(self, history: History) -> dict[str, Any]:
         found, shape = history.validations[-1], self.run.model
@@ -214,6 +215,22 @@ class Variant:
             nats += part["loss"] * part["num_masked"]
             size += part["num_masked"] * rate
         return nats / size
+
+
+def train_afresh(run: PretrainRun) -> History | None:
+    """Train to the end, each step with a record of its own, as if no run had been before in this process.
+
+    Returns:
+        Its course; None if a signal came before its end.
+    """
+    torch._dynamo.reset()
+    gc.collect()
+    device = runtime.choose_device(run.device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    runtime.peak_memory(device)  # what it says next is the run's own
+    result = pretrain(replace(run, log=replace(run.log, every_steps=1)))
+    return None if result.stopped_by else read_history(Path(run.folder))
 
 
 def _texts(shards: TokenShards, words: Tokenizer) -> Iterator[str]:

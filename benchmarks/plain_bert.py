@@ -193,9 +193,9 @@ class Anchor:
                 metrics.step(replace(report, batch=batch))
                 meter.advance(report.batch.num_tokens, **metrics.shown())
                 is_over = clock.phase == 1
-                if is_over or _crosses(self.run.validation.every_tokens, before, clock):
+                if is_over or clock.passed(self.run.validation.every_tokens, before):
                     self._validate(metrics, clock)
-                if is_over or stop.name or _crosses(self.run.checkpoint.every_tokens, before, clock):
+                if is_over or stop.name or clock.passed(self.run.checkpoint.every_tokens, before):
                     metrics.flush()
                     self._save(report)
                 if stop.name and not is_over:
@@ -362,6 +362,8 @@ def _settings(given: argparse.Namespace, tokens: int) -> PretrainRun:
         validation=replace(run.validation, by_length=None),
         checkpoint=replace(run.checkpoint, average_best=0),
         start=None,
+        distillation=None,
+        fp8=False,
     )
 
 
@@ -378,10 +380,6 @@ def _shape(ours: EncoderConfig) -> EncoderConfig:
         layer_types=(),
         max_position_embeddings=POSITIONS,
     )
-
-
-def _crosses(every_tokens: int | None, before: Clock, after: Clock) -> bool:
-    return every_tokens is not None and before.tokens // every_tokens != after.tokens // every_tokens
 
 
 def _parser() -> argparse.ArgumentParser:

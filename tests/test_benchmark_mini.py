@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import mini_card, mini_sweep, plain_bert
+from benchmarks import mini_card, mini_sweep, plain_bert, train_options
 from benchmarks.finetune_trainer import PaddedRunner
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ConfigError
@@ -126,6 +126,20 @@ def test_a_sweep_keeps_what_it_measured(
     assert sweep("--only", "as-it-is", "muon", "--minutes", "0")["rows"] == [row]
 
 
+def test_plain_runs_are_plain_whatever_the_run_file_says(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_options, "OPTIONS", {train_options.PLAIN: (), train_options.OTHER_SEED: ()})
+    monkeypatch.setattr(train_options, "WARM_UP", 1)
+    paths = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    train_options.main([str(run_file), *paths, "--steps", "10", "compile=true", "log.every_steps=5"])
+    plain, other = result_in(tmp_path / "results")["rows"]
+    assert min(plain["steps"], other["steps"]) >= 10
+    assert plain["mean_gap_to_plain"] == 0 < other["mean_gap_to_plain"]
+    settings = yaml.safe_load((tmp_path / "runs" / "plain" / "run.yaml").read_text(encoding="utf-8"))
+    assert not settings["compile"]
+
+
 def bert(run_file: Path, folder: Path, *options: str) -> None:
     """Train the anchor in `folder/bert` over 4,000 tokens, its speed being known."""
     (folder / "bert").mkdir(exist_ok=True)
@@ -230,18 +244,19 @@ def test_the_card_says_what_there_is_and_nothing_else(
     finetuned = tmp_path / "finetune.json"
     finetuned.write_text(json.dumps({"rows": rows, "machine": {}, "date": "2026-01-01"}))
     (tmp_path / "needle.txt").write_text("found: all")
+    (tmp_path / "results.md").write_text("# Retrieval\n\n## One set\n\n| nDCG@10 |")
     (result,) = (anchor / "results").iterdir()
     mini_card.main(
         [
             *("--card", str(card), "--run", str(anchor / "bert"), "--bert", str(anchor / "bert")),
             *("--finetune", str(finetuned), "--plain-bert", str(result)),
-            *("--include", str(tmp_path / "needle.txt")),
+            *("--include", str(tmp_path / "needle.txt"), str(tmp_path / "results.md")),
         ]
     )
     text = card.read_text(encoding="utf-8")
     assert "| RTE, accuracy | 62.5 ± 1.0 | 62.5 ± 1.0 | 57.9 | 61.8 | – |" in text
     assert "| plain BERT |" in text
-    assert "found: all" in text
+    assert "```text\nfound: all\n```\n\n### Retrieval\n\n#### One set\n\n| nDCG@10 |" in text
     assert "![" in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "<!-- table: sweep -->\n<!-- end of table -->" in text

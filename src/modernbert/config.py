@@ -20,9 +20,6 @@ from modernbert.errors import ConfigError, did_you_mean
 Schema = TypeVar("Schema")
 Tree = dict[str, Any]
 
-UNWRITTEN = {"unwritten": True}
-"""Metadata of a field that is not written while it is None: a section that few runs have."""
-
 
 def load(path: Path) -> Tree:
     """Read a YAML file into plain values.
@@ -98,20 +95,12 @@ def build(schema: type[Schema], tree: Mapping[str, Any], where: str = "") -> Sch
 def to_tree(value: Any) -> Any:
     """Turn a schema object back into plain values that YAML and JSON can hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: to_tree(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if _is_written(f, value)
-        }
+        return {f.name: to_tree(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, Mapping):
         return {str(key): to_tree(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_tree(item) for item in value]
     return value
-
-
-def _is_written(field: dataclasses.Field[Any], value: Any) -> bool:
-    return field.init and not (field.metadata.get("unwritten") and getattr(value, field.name) is None)
 
 
 def dump(value: Any) -> str:

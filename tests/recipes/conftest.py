@@ -12,6 +12,9 @@ import pytest
 import yaml
 
 from modernbert.data.tokenizer import Tokenizer
+from modernbert.model.config import EncoderConfig
+from modernbert.model.heads import ModernBertForMaskedLM
+from modernbert.model.init import initialise
 
 NUM_DOCUMENTS = 150
 
@@ -77,6 +80,18 @@ def plan(corpus: Path, tokenizer: Path) -> dict[str, Any]:
         ],
         "validation": {"fraction": 0.1, "max_tokens": 512},
     }
+
+
+@pytest.fixture(scope="session")
+def teacher(plan: dict[str, Any], tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of another width and depth than the run's, with the run's tokenizer."""
+    folder = tmp_path_factory.mktemp("teacher")
+    shape = {**plan["model"], "hidden_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
+    model = ModernBertForMaskedLM(EncoderConfig.from_tree(shape, "model"))
+    initialise(model, seed=9)
+    model.save_pretrained(folder)
+    Tokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

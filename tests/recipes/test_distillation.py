@@ -16,9 +16,7 @@ import pytest
 from modernbert import config
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import CheckpointError, ConfigError, InputError
-from modernbert.model.config import EncoderConfig
 from modernbert.model.heads import ModernBertForMaskedLM, ModernBertForSequenceClassification
-from modernbert.model.init import initialise
 from modernbert.recipes import pretrain as recipe
 from modernbert.recipes.distillation import DistillationSettings
 from modernbert.recipes.history import read_history
@@ -31,18 +29,6 @@ from modernbert.train.planner import Machines
 
 Plan = dict[str, Any]
 TIMES = {"seconds", "wait_seconds", "tokens_per_second", "seconds_left", "time", "memory_bytes"}
-
-
-@pytest.fixture(scope="module")
-def teacher(plan: Plan, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of another width and depth than the run's, with the run's tokenizer."""
-    folder = tmp_path_factory.mktemp("teacher")
-    shape = {**plan["model"], "hidden_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
-    model = ModernBertForMaskedLM(EncoderConfig.from_tree(shape, "model"))
-    initialise(model, seed=9)
-    model.save_pretrained(folder)
-    Tokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -106,13 +92,28 @@ def test_guesses_alone_can_be_learnt(taught: Plan, tmp_path: Path) -> None:
     assert "hidden_distance" not in records(tmp_path / "run")[0]
 
 
-def test_a_run_without_a_teacher_does_not_say_so(plan: Plan, taught: Plan) -> None:
-    run = build({**plan, "folder": "run"})
-    assert "distillation" not in config.dump(run)
+def test_a_teacher_can_go_on_by_itself_in_fp8(taught: Plan, teacher: Path, tmp_path: Path) -> None:
+    """With layers computed again: what a run starts from is there before its layers change, and not lost."""
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "attn_out_dropout": 0.0}
+    tree = with_section(taught, hidden_weight=0) | {
+        "model": {**taught["model"], **shape},
+        "start": {"model": str(teacher)},
+        "phases": taught["phases"][:1],
+        "precision": "bf16",
+    }
+    found = []
+    for settings in ({}, {"fp8": True, "distribution": {"activation_checkpointing": True}}):
+        pretrain(build(tree, **settings, folder=str(tmp_path / f"{len(found)}")))
+        found.append([record for record in records(tmp_path / f"{len(found)}") if "loss" in record])
+    for half, eighth in zip(*found, strict=True):
+        assert 0 < abs(half["loss"] - eighth["loss"]) < 1e-3
+    assert [steps[1]["divergence"] for steps in found] == pytest.approx([0, 0], abs=1e-4)
+
+
+def test_the_section_is_read_as_it_is_written(taught: Plan) -> None:
+    run = build(taught)
     assert build(config.to_tree(run)) == run
-    full = build(taught)
-    assert build(config.to_tree(full)) == full
-    assert config.to_tree(full)["distillation"]["dtype"] == "auto"
+    assert config.to_tree(run)["distillation"]["dtype"] == "auto"
 
 
 def other_words(folder: Path, teacher: Path, *texts: str, vocab_size: int) -> str:

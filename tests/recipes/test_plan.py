@@ -26,6 +26,8 @@ def test_a_whole_run_is_planned() -> None:
     assert all(found.fits(phase) for phase in found.phases)
     assert found.micro_batch == found.run.micro_batch_tokens == 98_304
     assert plans.remarks(found) == []
+    (remark,) = plans.remarks(planned("base", "fp8=true"))
+    assert remark.startswith("fp8 counts as bf16 here")
     assert plans.headline(found) == (
         "150M parameters, stable_adamw, 8 GPUs (ddp) of 80GB, 2.5M tokens/s as measured: 224.3 hours"
     )

@@ -19,7 +19,7 @@ from modernbert.train.planner import Machines
 ROOT = Path(__file__).parents[2]
 MIXTURES = sorted(ROOT.glob("runs/mixtures/*.yaml"))
 BENCHMARKS = sorted(ROOT.glob("runs/glue/*.yaml"))  # tests/evaluate/test_finetuned.py builds them
-RETRIEVERS = [ROOT / "runs" / "embed.yaml"]  # tests/recipes/retriever/test_session.py builds them
+RETRIEVERS = sorted(ROOT.glob("runs/**/embed.yaml"))  # tests/recipes/retriever/test_session.py builds them
 RUN_FILES = sorted(
     {*ROOT.glob("runs/**/*.yaml"), *ROOT.glob("src/modernbert/recipes/*.yaml")}
     - {*MIXTURES, *BENCHMARKS, *RETRIEVERS}

@@ -95,8 +95,7 @@ class ModernBertModel(Pretrained):
         """
         for block in self.layers:
             for name in PRODUCTS:
-                parent = block.get_submodule(name.rpartition(".")[0])
-                parent.register_module(name.rpartition(".")[2], Fp8Linear(block.get_submodule(name)))
+                block.set_submodule(name, Fp8Linear(block.get_submodule(name)))
 
     def _layer(self, block: nn.Module, hidden: Tensor, layout: SequenceLayout, table: RotaryTable) -> Tensor:
         given = (hidden, layout, table, self.backend)

@@ -195,7 +195,7 @@ def batch_rows(found: RunPlan) -> Rows:
 
 
 def remarks(found: RunPlan) -> list[str]:
-    """Say what stands out: rows that do not fit, longer ones that would, GPUs that wait for others."""
+    """Say what stands out: rows that do not fit, longer ones that would, GPUs that wait, fp8."""
     row = found.run.micro_batch_tokens
     best = found.micro_batch_recomputing if found.setup.recomputes_layers else found.micro_batch
     lines = []
@@ -209,6 +209,8 @@ def remarks(found: RunPlan) -> list[str]:
         if rest := count % found.machines.num_gpus:
             waiting = found.machines.num_gpus - rest
             lines.append(f"Of {count:,} rows a step, {waiting} of the GPUs get one less, and wait.")
+    if found.run.fp8:
+        lines.append("fp8 counts as bf16 here; for the time it takes, measure and give --tokens-per-second.")
     return lines
 
 

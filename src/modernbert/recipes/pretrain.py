@@ -348,11 +348,11 @@ class _Session:
             message = f"the update of step {after.step} is left out: {report.fault}; {report.batch.identity}"
             log.warning("%s", message)
             self.metrics.event("skip", phase, after, message)
-        validates = ends_phase or _crosses(self.run.validation.every_tokens, before, after)
+        validates = ends_phase or after.passed(self.run.validation.every_tokens, before)
         if validates:
             self._validate(phase, after)
         self.unsaved = report
-        if is_last or ends_phase or _crosses(self.run.checkpoint.every_tokens, before, after):
+        if is_last or ends_phase or after.passed(self.run.checkpoint.every_tokens, before):
             self._save_report(report, validated=validates)
 
     def _save_report(self, report: StepReport, *, validated: bool) -> None:
@@ -424,8 +424,3 @@ class _Session:
         latest = self._latest()
         assert latest is not None  # every phase ends with one
         return latest
-
-
-def _crosses(every_tokens: int | None, before: Clock, after: Clock) -> bool:
-    """Whether a multiple of `every_tokens` lies between two clocks."""
-    return every_tokens is not None and before.tokens // every_tokens != after.tokens // every_tokens

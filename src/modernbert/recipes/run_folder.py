@@ -53,7 +53,10 @@ def check_settings(folder: Path, run: Any, free: re.Pattern[str]) -> list[str]:
     path = folder / SETTINGS
     if not path.exists():
         return []
-    changed = config.differences(config.load(path), config.to_tree(run))
+    written = config.load(path)
+    with contextlib.suppress(ConfigError):  # else of a release that had other settings
+        written = config.to_tree(config.build(type(run), written))  # with what is new since at its default
+    changed = config.differences(written, config.to_tree(run))
     bound = [line for line in changed if not free.match(line)]
     if bound and has_begun(folder):
         raise ConfigError(

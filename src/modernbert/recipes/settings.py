@@ -187,7 +187,7 @@ class PretrainRun:
     start: StartSettings | None = None
     distribution: DistributionSettings = field(default_factory=DistributionSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
-    distillation: DistillationSettings | None = field(default=None, metadata=config.UNWRITTEN)
+    distillation: DistillationSettings | None = None
 
     def __post_init__(self) -> None:
         self.schedule()

@@ -184,6 +184,10 @@ class Clock:
         """Return the clock after one more step, of `step_tokens` real tokens."""
         return Clock(self.phase, self.phase_tokens + step_tokens, self.tokens + step_tokens, self.step + 1)
 
+    def passed(self, every_tokens: int | None, before: Clock) -> bool:
+        """Whether a multiple of `every_tokens` lies between an earlier clock and this one; None: never."""
+        return every_tokens is not None and before.tokens // every_tokens != self.tokens // every_tokens
+
 
 @dataclass(frozen=True)
 class Setting:

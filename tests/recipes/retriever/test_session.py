@@ -176,8 +176,9 @@ def test_the_command(plan: Plan, made: Made, tmp_path: Path, capsys: pytest.Capt
     assert "unknown key `tuning.epoch`; did you mean `tuning.epochs`" in capsys.readouterr().err
 
 
-def test_the_published_run_file_builds() -> None:
-    run = read_run(ROOT / "runs" / "embed.yaml")
+@pytest.mark.parametrize("name", ["embed.yaml", "mini/embed.yaml"])
+def test_the_published_run_file_builds(name: str) -> None:
+    run = read_run(ROOT / "runs" / name)
     assert config.build(RetrieverRun, yaml.safe_load(config.dump(run))) == run
     named = [run.folder, *run.data.pairs, *run.data.corpus]
     assert not any(Path(name).is_absolute() for name in named)
