@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields
 
 from modernbert.errors import InputError, nearest
 
@@ -122,9 +121,6 @@ class PairColumns(_Named):
     negatives: str | None = None
 
 
-Given = TypeVar("Given", Columns, PairColumns)
-
-
 def text_columns(names: Sequence[str], given: Columns, *, origin: str, labelled: bool = True) -> Columns:
     """Find text, text pair and label.
 
@@ -151,7 +147,7 @@ def text_columns(names: Sequence[str], given: Columns, *, origin: str, labelled:
     text = text or look.only_one_left() or look.need("text", _TEXTS)
     if labelled:
         label = label or look.need("label", _LABELS)
-    return Columns(text=text, text_pair=text_pair, label=label, id=look.found("id"))
+    return Columns(text=text, text_pair=text_pair, label=label, id=look.columns["id"])
 
 
 def tag_columns(names: Sequence[str], given: Columns, *, origin: str) -> Columns:
@@ -219,7 +215,7 @@ def pair_columns(names: Sequence[str], given: PairColumns, *, origin: str) -> Pa
         InputError: A given column is missing, or one that is needed cannot be guessed; or all were guessed,
             and a column beside them may say that some pairs do not belong together.
     """
-    forms = {_form(name): name for name in reversed(names)}
+    forms = _forms(names)
     query, positive = given.query, given.positive
     if query is None and positive is None:
         found = next((pair for pair in _RETRIEVED if all(side in forms for side in pair)), None)
@@ -231,9 +227,7 @@ def pair_columns(names: Sequence[str], given: PairColumns, *, origin: str) -> Pa
                 "together; each row must be a query and what it should find; leave out the others, and "
                 "name `columns.query` and `columns.positive`"
             )
-    look = _Look(
-        names, replace(given, query=query, positive=positive, negatives=None), ("query", "positive"), origin
-    )
+    look = _Look(names, PairColumns(query=query, positive=positive), ("query", "positive"), origin)
     query = look.need("query", [first for first, _ in _RETRIEVED])
     positive = look.need("positive", [second for _, second in _RETRIEVED])
     negatives = given.negatives or next((forms[form] for form in _NEGATIVES if form in forms), None)
@@ -258,7 +252,7 @@ def find_column(names: Sequence[str], what: str, candidates: Sequence[str], *, o
     Raises:
         InputError: None is there.
     """
-    forms = {_form(name): name for name in reversed(names)}
+    forms = _forms(names)
     for candidate in candidates:
         if candidate in forms:
             return forms[candidate]
@@ -288,34 +282,30 @@ def _guess_choices(names: Sequence[str]) -> tuple[str | None, str | None]:
     return None, None
 
 
-class _Look(Generic[Given]):
+class _Look:
     """Looks for columns; each is taken once."""
 
-    def __init__(self, names: Sequence[str], given: Given, roles: Sequence[str], origin: str) -> None:
+    def __init__(
+        self, names: Sequence[str], given: Columns | PairColumns, roles: Sequence[str], origin: str
+    ) -> None:
         self.names = names
         self.origin = origin
-        self.columns: Given = replace(
-            given, **{it.name: None for it in fields(given) if it.name not in roles}
-        )
-        self.forms = {_form(name): name for name in reversed(names)}
-        for role in roles:
-            if (name := self.found(role)) is not None:
+        self.columns: dict[str, str | None] = {role: getattr(given, role) for role in roles}
+        self.forms = _forms(names)
+        for role, name in self.columns.items():
+            if name is not None:
                 self.check(role, name)
                 self.take(name)
 
-    def found(self, role: str) -> str | None:
-        name: str | None = getattr(self.columns, role)
-        return name
-
     def find(self, role: str, candidates: Iterable[str]) -> str | None:
         """Return the column that is given, or the first candidate that is there and not taken."""
-        if (name := self.found(role)) is not None:
+        if (name := self.columns[role]) is not None:
             return name
         for candidate in candidates:
             if candidate in self.forms:
                 name = self.forms[candidate]
                 self.take(name)
-                self.columns = replace(self.columns, **{role: name})
+                self.columns[role] = name
                 return name
         return None
 
@@ -356,6 +346,11 @@ class _Look(Generic[Given]):
 
     def _listed(self) -> str:
         return ", ".join(f"`{name}`" for name in self.names)
+
+
+def _forms(names: Sequence[str]) -> dict[str, str]:
+    """Return names by what the guesses have in their place; of several alike, the first counts."""
+    return {_form(name): name for name in reversed(names)}
 
 
 def _form(name: str) -> str:

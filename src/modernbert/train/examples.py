@@ -19,7 +19,7 @@ from torch import Tensor
 
 from modernbert.data.counter_random import key_of, permute
 from modernbert.layout import SequenceLayout, pack
-from modernbert.train.gradients import StepFigures, step_gradients
+from modernbert.train.gradients import TuningFigures, step_gradients
 from modernbert.train.objective import Objective
 from modernbert.train.parallel import Spread
 from modernbert.train.ranks import ALONE, Ranks
@@ -97,9 +97,10 @@ class ExampleStep:
     num_tokens: int
     identity: str
 
-    def gradients(self, spread: Spread[Any], seeds: Sequence[int]) -> StepFigures:
+    def gradients(self, spread: Spread[Any], seeds: Sequence[int]) -> TuningFigures:
         """Compute the step's gradients, which add to those that there are; see `step_gradients`."""
-        return step_gradients(spread, self.rows, seeds)
+        found = step_gradients(spread, self.rows, seeds)
+        return TuningFigures(found.loss, found.gradient_norm, self.num_tokens)
 
 
 def steps_in(num_examples: int, batch_size: int, epochs: float) -> int:

@@ -29,6 +29,20 @@ class StepFigures(NamedTuple):
     parts: tuple[float, ...] = ()
 
 
+class TuningFigures(NamedTuple):
+    """What a step over examples gave, on all ranks, before the update.
+
+    Attributes:
+        loss: Mean.
+        gradient_norm: Euclidean norm of the gradient over all parameters.
+        num_tokens: What the step consumed.
+    """
+
+    loss: float
+    gradient_norm: float
+    num_tokens: int
+
+
 def step_gradients(spread: Spread[Any], rows: Sequence[Row], seeds: Sequence[int | None]) -> StepFigures:
     """Compute a step's gradients, which add to those that there are; the host waits once.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from modernbert.layout import SequenceLayout, pack
 from modernbert.model.pooling import pool
 from modernbert.train.contrastive import InBatchNegatives, documents_of, related_pairs
 from modernbert.train.examples import Example, cut_rows
-from modernbert.train.gradients import StepFigures
+from modernbert.train.gradients import TuningFigures
 from modernbert.train.parallel import Spread
 from modernbert.train.ranks import ALONE, Ranks
 
@@ -98,37 +99,37 @@ class PairBatch:
         rows: This rank's micro-batches.
         num_pairs: Of all ranks.
         num_texts: Of all ranks: the queries, the positives and the negatives, in this order.
-        num_tokens: Of all ranks.
         related: See `contrastive.related_pairs`.
     """
 
     rows: tuple[TextRow, ...]
     num_pairs: int
     num_texts: int
-    num_tokens: int
     related: Tensor
 
     @classmethod
     def of(cls, pairs: Sequence[PairRecord], encoding: PairEncoding, ranks: Ranks = ALONE) -> PairBatch:
-        """Pack pairs; each rank takes the texts of a stretch of them.
+        """Pack pairs; each rank takes the texts of a stretch of them, and tokenises no others.
 
         Args:
             pairs: At least one a rank, the same on all ranks.
             encoding: How texts become rows.
             ranks: Whose rows to make.
         """
-        sequences = [*encoding.query([pair.query for pair in pairs]), *encoding.document(documents_of(pairs))]
-        texts = [Example((ids,), place) for place, ids in enumerate(sequences)]
-        owners = [*range(len(pairs))] * 2 + [
-            index for index, pair in enumerate(pairs) for _ in pair.negatives
+        documents, count = documents_of(pairs), len(pairs)
+        begin, end = (part * count // ranks.size for part in (ranks.rank, ranks.rank + 1))
+        negatives = list(accumulate((len(pair.negatives) for pair in pairs), initial=count))
+        own = [*range(begin, end), *range(negatives[begin], negatives[end])]
+        sequences = [
+            *encoding.query([pair.query for pair in pairs[begin:end]]),
+            *encoding.document([documents[place] for place in own]),
         ]
-        begin, end = (part * len(pairs) // ranks.size for part in (ranks.rank, ranks.rank + 1))
-        own = [text for text, owner in zip(texts, owners) if begin <= owner < end]
+        places = [*range(begin, end), *(count + place for place in own)]
+        texts = [Example((ids,), place) for ids, place in zip(sequences, places, strict=True)]
         return cls(
-            rows=tuple(_row(row, encoding.pooling) for row in cut_rows(own, encoding.row_tokens)),
-            num_pairs=len(pairs),
-            num_texts=len(texts),
-            num_tokens=sum(text.num_tokens for text in texts),
+            rows=tuple(_row(row, encoding.pooling) for row in cut_rows(texts, encoding.row_tokens)),
+            num_pairs=count,
+            num_texts=count + len(documents),
             related=related_pairs(pairs),
         )
 
@@ -172,11 +173,7 @@ class PairStep:
     def num_examples(self) -> int:
         return self.batch.num_pairs
 
-    @property
-    def num_tokens(self) -> int:
-        return self.batch.num_tokens
-
-    def gradients(self, spread: Spread[Any], seeds: Sequence[int]) -> StepFigures:
+    def gradients(self, spread: Spread[Any], seeds: Sequence[int]) -> TuningFigures:
         """Compute the gradients of the whole batch, which add to those that there are.
 
         Args:
@@ -194,7 +191,8 @@ class PairStep:
                 pulled, _ = spread.loss(replace(row, gradient=wanted[row.places]))
                 spread.backward(pulled)
         square = ranks.add(spread.squared_gradient_norm())
-        return StepFigures(loss.item(), 0, math.sqrt(square.item()), float(num_pairs))
+        num_tokens = ranks.add(torch.tensor(sum(row.layout.num_tokens for row in rows), device=table.device))
+        return TuningFigures(loss.item(), math.sqrt(square.item()), int(num_tokens.item()))
 
 
 def pair_steps(

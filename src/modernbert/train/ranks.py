@@ -7,9 +7,10 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
@@ -89,6 +90,17 @@ class Ranks:
         values: list[Any] | None = [None] * self.size if self.is_first else None
         dist.gather_object(value, values, dst=0, group=self.control)
         return values or []
+
+    def in_turn(self, count: int, compute: Callable[[int], Value]) -> list[Value]:
+        """Compute so many things, each on one rank; return them in order on the first, nothing on the others.
+
+        Each rank computes as many, as sharded weights need: one that has none left computes the first again,
+        for nothing.
+        """
+        own = self.share_of(count)
+        found = [compute(own[turn] if turn < len(own) else 0) for turn in range(self.turns(count))]
+        gathered = self.to_first(found[: len(own)])
+        return [it for turn in zip_longest(*gathered) for it in turn][:count]
 
     def meet(self) -> None:
         """Wait until every rank is here."""

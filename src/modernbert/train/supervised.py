@@ -15,7 +15,7 @@ from modernbert.data.counter_random import key_of
 from modernbert.errors import ConfigError, DivergenceError
 from modernbert.model.checkpoint import Pretrained
 from modernbert.model.heads import encoder_of
-from modernbert.train.gradients import StepFigures
+from modernbert.train.gradients import TuningFigures
 from modernbert.train.grouped import Group
 from modernbert.train.optim import clip_gradients, parameter_groups
 from modernbert.train.parallel import Spread
@@ -104,14 +104,10 @@ class TuningStep(Protocol):
         """Of all ranks."""
 
     @property
-    def num_tokens(self) -> int:
-        """Of all ranks."""
-
-    @property
     def identity(self) -> str:
         """Which examples these are, for messages."""
 
-    def gradients(self, spread: Spread[Any], seeds: Sequence[int]) -> StepFigures:
+    def gradients(self, spread: Spread[Any], seeds: Sequence[int]) -> TuningFigures:
         """Compute the gradients, which add to those that there are; a seed a row fixes its dropout."""
 
 
@@ -124,6 +120,7 @@ class TuningReport:
         loss: Mean loss before the update.
         gradient_norm: Of the step's gradient, before any clipping.
         learning_rate: Of the head.
+        num_tokens: What it consumed.
         seconds: From the end of the step before, or the start.
     """
 
@@ -131,6 +128,7 @@ class TuningReport:
     loss: float
     gradient_norm: float
     learning_rate: float
+    num_tokens: int
     seconds: float
 
 
@@ -181,6 +179,7 @@ def tune(
             loss=found.loss,
             gradient_norm=found.gradient_norm,
             learning_rate=learning_rate,
+            num_tokens=found.num_tokens,
             seconds=ended - began,
         )
         began = time.perf_counter()

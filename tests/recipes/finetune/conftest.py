@@ -13,16 +13,13 @@ import numpy as np
 import pytest
 
 from modernbert import config
-from modernbert.data.tokenizer import Tokenizer
-from modernbert.model.config import EncoderConfig
-from modernbert.model.heads import ModernBertForMaskedLM
-from modernbert.model.init import initialise
 from modernbert.recipes.finetune import drawings, evaluated
 from modernbert.recipes.finetune.about import About, DataPart, write_about
 from modernbert.recipes.finetune.evaluated import Sampling, Shown
 from modernbert.recipes.finetune.findings import Findings, write_findings
 from modernbert.recipes.finetune.intervals import spread
 from modernbert.recipes.finetune.settings import FinetuneRun
+from tests.recipes.tuned import write_checkpoint
 
 WriteRun = Callable[..., Path]
 
@@ -169,23 +166,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
         lines = [json.dumps(row) + "\n" for row in rows(task)]
         (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
     texts = [row["text"] for row in rows("classify")] * 4 + ["Where? Answer: It is [MASK]."] * 4
-    words = Tokenizer.train(texts, vocab_size=384)
-    shape = EncoderConfig.preset(
-        "tiny",
-        vocab_size=words.vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        window=8,
-        pad_token_id=words.pad_id,
-        cls_token_id=words.cls_id,
-        sep_token_id=words.sep_id,
-    )
-    model = ModernBertForMaskedLM(shape)
-    initialise(model, seed=0)
-    model.save_pretrained(folder / "model")
-    words.save_pretrained(folder / "model")
-    return Labelled(folder, folder / "model")
+    return Labelled(folder, write_checkpoint(folder / "model", texts))
 
 
 @pytest.fixture

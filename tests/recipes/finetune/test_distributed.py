@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-from modernbert import config, files
+from modernbert import files
 from modernbert.recipes.finetune import outcome
 from modernbert.recipes.finetune.session import finetune
 from modernbert.recipes.finetune.settings import FinetuneRun
+from tests.recipes.tuned import check_near, launch_two, stopping_after, weights, without_dropout, write_run
 
 from .conftest import Labelled
 
@@ -28,7 +24,6 @@ pytest.importorskip("peft", reason="needs the extra `finetune`")
 pytestmark = pytest.mark.slow
 
 LAUNCHED = Path(__file__).with_name("launched.py")
-SOURCE = LAUNCHED.parents[3] / "src"
 
 Plan = Callable[..., FinetuneRun]
 
@@ -50,22 +45,13 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if line["event"] == "step"]
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
-
-
 def check_equal(folder: Path, other: Path) -> None:
     assert losses(folder) == pytest.approx(losses(other), abs=1e-5)
-    found, expected = weights(folder), weights(other)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
+    check_near(weights(other), weights(folder))
 
 
 def stopped(run: FinetuneRun) -> None:
     """Carry a run on in this process up to a step."""
-    from .test_session import stopping_after
-
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(STOP, patch)
         assert finetune(run).stopped_by == "SIGTERM"
@@ -73,11 +59,7 @@ def stopped(run: FinetuneRun) -> None:
 
 @pytest.fixture
 def model(labelled: Labelled, tmp_path: Path) -> Path:
-    """One without dropout, as what is drawn depends on how the examples are spread."""
-    folder = shutil.copytree(labelled.model, tmp_path / "model")
-    tree = files.read_json(folder / "config.json")
-    files.write_json(folder / "config.json", {**tree, "attn_out_dropout": 0.0})
-    return folder
+    return without_dropout(labelled.model, tmp_path / "model")
 
 
 def test_two_processes_give_what_one_gives(
@@ -96,21 +78,10 @@ def test_two_processes_give_what_one_gives(
         run = planned(name, "two")
         if name == "stopped as one":
             stopped(run)
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(config.to_tree(run)), encoding="utf-8")
+        path = write_run(run, tmp_path / f"{name}.yaml")
         wanted.append(f"{path}@{STOP}" if name == "stopped as two" else str(path))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(LAUNCHED), *wanted],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout.count("validation: accuracy") == 5, "one process speaks"
+    printed = launch_two(LAUNCHED, *wanted)
+    assert printed.count("validation: accuracy") == 5, "one process speaks"
 
     for name in RUNS:
         if name == "two seeds":

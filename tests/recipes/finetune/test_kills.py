@@ -13,16 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from modernbert import cli, config, files
+from modernbert import cli, files
 from modernbert.errors import BackendError, ConfigError, StorageError
 from modernbert.recipes.finetune.session import finetune
 from modernbert.recipes.finetune.settings import FinetuneRun
 from modernbert.recipes.tuning import session
 from tests.recipes.commands import last_step, running, wait_for_step
-
-from .test_session import same, stopping_after, weights
+from tests.recipes.tuned import same, stopping_after, weights, write_run
 
 pytest.importorskip("sklearn", reason="needs the extra `finetune`")
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -40,8 +38,7 @@ def test_a_command_that_is_killed_and_interrupted_ends_with_the_same_weights(
     expected, folder = weights(tmp_path / "run"), tmp_path / "run"
     folder.rename(tmp_path / "whole")
     run = plan("classify", *longer)
-    run_file = tmp_path / "run.yaml"
-    run_file.write_text(yaml.safe_dump(config.to_tree(run)), encoding="utf-8")
+    run_file = write_run(run, tmp_path / "run.yaml")
     draw = random.Random(3)
     for _ in range(2):
         with running("finetune", str(run_file)) as process:
@@ -106,8 +103,7 @@ def test_a_full_disk_names_the_last_good_checkpoint(
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(path)
 
-    run_file = tmp_path / "run.yaml"
-    run_file.write_text(yaml.safe_dump(config.to_tree(run)), encoding="utf-8")
+    run_file = write_run(run, tmp_path / "run.yaml")
     checkpoints = tmp_path / "run" / "checkpoints"
     with monkeypatch.context() as patch:
         patch.setattr(files, "_sync", full)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,9 @@ from modernbert.errors import ConfigError, InputError
 from modernbert.recipes.finetune.session import _Session, finetune
 from modernbert.recipes.finetune.settings import FinetuneRun
 from modernbert.recipes.finetune.tasks import TASKS
-from modernbert.recipes.tuning import session
 from modernbert.recipes.tuning.session import Workplace
 from modernbert.train.ranks import ALONE
-from modernbert.train.supervised import tune
+from tests.recipes.tuned import same, stopping_after, weights
 
 from .conftest import PLACES, Labelled
 
@@ -32,26 +29,6 @@ pytest.importorskip("seqeval", reason="needs the extra `finetune`")
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 Plan = Callable[..., FinetuneRun]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def stopping_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
-    """Send this process a signal after a step."""
-
-    def stopped(*arguments: Any, **options: Any) -> Iterator[Any]:
-        for report in tune(*arguments, **options):
-            if report.step.number == step:
-                os.kill(os.getpid(), number)
-            yield report
-
-    monkeypatch.setattr(session, "tune", stopped)
 
 
 def opened(run: FinetuneRun) -> _Session:

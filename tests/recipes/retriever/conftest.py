@@ -12,11 +12,8 @@ from typing import Any
 import pytest
 
 from modernbert import config
-from modernbert.data.tokenizer import Tokenizer
-from modernbert.model.config import EncoderConfig
-from modernbert.model.heads import ModernBertForMaskedLM
-from modernbert.model.init import initialise
 from modernbert.recipes.retriever.settings import RetrieverRun
+from tests.recipes.tuned import write_checkpoint
 
 ANIMALS = ("cat", "dog", "cow", "hen", "fox", "owl", "bee", "ant", "elk", "yak", "rat", "eel")
 VERBS = ("sees", "likes", "meets", "hears")
@@ -59,23 +56,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     for name, rows in (("pairs", made_pairs()), ("corpus", made_documents())):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    words = Tokenizer.train((text for row in made_pairs() for text in row.values()), vocab_size=384)
-    shape = EncoderConfig.preset(
-        "tiny",
-        vocab_size=words.vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        window=8,
-        pad_token_id=words.pad_id,
-        cls_token_id=words.cls_id,
-        sep_token_id=words.sep_id,
-    )
-    model = ModernBertForMaskedLM(shape)
-    initialise(model, seed=0)
-    model.save_pretrained(folder / "model")
-    words.save_pretrained(folder / "model")
-    return Made(folder / "model", folder / "pairs.jsonl", folder / "corpus.jsonl")
+    model = write_checkpoint(folder / "model", (text for row in made_pairs() for text in row.values()))
+    return Made(model, folder / "pairs.jsonl", folder / "corpus.jsonl")
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 import modernbert
 from modernbert import cli, config, files
@@ -22,9 +19,8 @@ from modernbert.errors import ConfigError
 from modernbert.recipes.retriever.data import Pairs
 from modernbert.recipes.retriever.session import train_retriever
 from modernbert.recipes.retriever.settings import RetrieverRun, read_run
-from modernbert.recipes.tuning import session
 from modernbert.train.contrastive import InBatchNegatives, related_pairs
-from modernbert.train.supervised import tune
+from tests.recipes.tuned import same, stopping_after, weights, write_run
 
 from .conftest import Made, made_pairs
 
@@ -36,22 +32,6 @@ Plan = Callable[..., RetrieverRun]
 def records(folder: Path, event: str) -> list[dict[str, Any]]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line["event"] == event]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
-
-
-def stopping_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process a signal after a step."""
-
-    def stopped(*arguments: Any, **options: Any) -> Iterator[Any]:
-        for report in tune(*arguments, **options):
-            if report.step.number == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield report
-
-    monkeypatch.setattr(session, "tune", stopped)
 
 
 def test_it_learns_and_what_comes_out_finds(plan: Plan, made: Made, tmp_path: Path) -> None:
@@ -122,9 +102,7 @@ def test_a_stopped_run_ends_with_the_same_weights(
     assert (stopped.stopped_by, stopped.model, stopped.steps) == ("SIGTERM", None, step)
     again = train_retriever(run)
     assert (again.score, again.figures) == (whole.score, whole.figures)
-    found = weights(tmp_path / "run")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert same(weights(tmp_path / "run"), expected)
     kept = [(it["step"], it["loss"]) for it in records(tmp_path / "run", "step")]
     assert kept == [(it["step"], it["loss"]) for it in lines]
 
@@ -166,8 +144,7 @@ def test_what_does_not_fit_is_named(override: str, message: str, plan: Plan) -> 
 
 
 def test_the_command(plan: Plan, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(config.to_tree(plan())), encoding="utf-8")
+    path = write_run(plan(), tmp_path / "run.yaml")
     assert cli.main(["train-retriever", str(path), "tuning.epochs=1", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["metric"] == "mrr"

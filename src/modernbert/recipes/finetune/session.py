@@ -71,7 +71,7 @@ class _Session(TuningSession[FinetuneRun]):
         self.task: TuningTask[Any] = kind(run, open_texts(run, words), read_splits(run, kind))
         self.examples, self.objective = self._make_examples(), self.task.objective()
         can_look = VALIDATION in self.task.splits
-        metric = choose_metric(run, self.task.metric, self.task.figure_names(VALIDATION) if can_look else ())
+        metric = choose_metric(run, self.task.metric, partial(self.task.figure_names, VALIDATION))
         model: Pretrained = begin(run, self.task.kind, self.task.head())
         if run.adapter is not None:
             add_adapter(model, run.adapter, seed=run.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from itertools import accumulate, zip_longest
+from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar, cast
 
@@ -143,19 +143,15 @@ class TuningTask(ABC, Generic[Record]):
     def _outputs(self, runner: Runner, split: str, ranks: Ranks) -> list[Array]:
         """Return a model's output for each sequence, in order, on the first rank; nothing on the others.
 
-        The micro-batches are those of one process, so that the figures are too. Each rank runs as many, as
-        sharded weights need: one that has none left runs the first again, for nothing.
+        The micro-batches are those of one process, so that the figures are too.
         """
         sequences = self._inputs(split)
         counts = cut([len(ids) for ids in sequences], self.run.micro_batch_tokens)
         ends = list(accumulate(counts, initial=0))
-        own = ranks.share_of(len(counts))
-        computed = []
-        for turn in range(ranks.turns(len(counts))):
-            row = own[turn] if turn < len(own) else 0
-            computed.append(self._compute(runner, sequences[ends[row] : ends[row + 1]]))
-        gathered = ranks.to_first(computed[: len(own)])
-        return [it for turn in zip_longest(*gathered, fillvalue=()) for outputs in turn for it in outputs]
+        rows = ranks.in_turn(
+            len(counts), lambda row: self._compute(runner, sequences[ends[row] : ends[row + 1]])
+        )
+        return [output for row in rows for output in row]
 
     def _encoded(
         self, split: str, encode: Encode[Text], texts: Sequence[Text], places: Sequence[str]

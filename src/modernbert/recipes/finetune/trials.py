@@ -142,9 +142,7 @@ def _assignments(changed: dict[str, Any]) -> Iterator[str]:
         yield f"{key}={json.dumps(value)}"
 
 
-def _by_choice(
-    outcomes: Sequence[Outcome],
-) -> list[list[Outcome]]:
+def _by_choice(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
     """Bring together what differs in seed and fold alone."""
     groups: dict[str, list[Outcome]] = {}
     for trial, result in outcomes:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from modernbert import files
+from modernbert.data.records import PairRecord
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ConfigError
 from modernbert.infer import sentence_folder
@@ -29,7 +30,7 @@ from modernbert.recipes.tuning.session import (
     choose_metric,
 )
 from modernbert.recipes.tuning.start import begin
-from modernbert.train.contrastive import InBatchNegatives, ranks_of_positives
+from modernbert.train.contrastive import ranks_of_positives
 from modernbert.train.pairs import PairBatch, PairEncoding, PairStep, pair_steps
 
 METRIC = "mrr"
@@ -52,7 +53,7 @@ def train_retriever(run: RetrieverRun) -> TuningResult:
         BackendError: There is no such device here, or its memory is too small.
         StorageError: The disk is full or not writable.
     """
-    return carry_out(run, lambda place: _Session(run, place))
+    return carry_out(run, partial(_Session, run))
 
 
 class _Session(TuningSession[RetrieverRun]):
@@ -69,9 +70,9 @@ class _Session(TuningSession[RetrieverRun]):
             )
         words = Tokenizer.from_pretrained(run.model, revision=run.revision)
         model = begin(run, ModernBertModel)
-        self.pairs = Pairs(run.data, run.seed, size)
-        self.objective = InBatchNegatives(temperature=run.temperature, symmetric=run.symmetric)
         self.encoding = _encoding(run, words, model.config.max_position_embeddings)
+        metric = choose_metric(run, METRIC, lambda: FIGURES)
+        self.pairs = Pairs(run.data, run.seed, size)
         super().__init__(
             run,
             place,
@@ -80,7 +81,7 @@ class _Session(TuningSession[RetrieverRun]):
             num_examples=len(self.pairs.epoch(0)) // size * size,
             source=", ".join([*run.data.pairs, *run.data.corpus]),
             digest=self.pairs.digest,
-            metric=choose_metric(run, METRIC, FIGURES),
+            metric=metric,
             can_look=run.data.has_validation,
         )
 
@@ -88,7 +89,7 @@ class _Session(TuningSession[RetrieverRun]):
         return pair_steps(
             self.pairs.epoch,
             self.encoding,
-            self.objective,
+            self.run.objective,
             batch_size=self.run.tuning.batch_size,
             num_steps=self.num_steps,
             seed=self.run.seed,
@@ -104,19 +105,22 @@ class _Session(TuningSession[RetrieverRun]):
         """Let the held-out queries find their own among batches of about the size of those of training."""
         pairs = self.pairs.validation
         num_batches = math.ceil(len(pairs) / self.run.tuning.batch_size)
-        losses, ranks = 0.0, []
-        for chosen in np.array_split(np.arange(len(pairs)), num_batches):
-            batch = PairBatch.of([pairs[index] for index in chosen], self.encoding)
-            table = batch.embed(self.spread)
-            both = (table[: len(chosen)], table[len(chosen) :], batch.related.to(table.device))
-            losses += len(chosen) * self.objective.loss(*both).item()
-            ranks += ranks_of_positives(*both).tolist()
-        places = np.array(ranks)
+        ends = [number * len(pairs) // num_batches for number in range(num_batches + 1)]
+        found = self.ranks.in_turn(num_batches, lambda it: self._search(pairs[ends[it] : ends[it + 1]]))
+        losses, places = map(np.concatenate, zip(*self.ranks.from_first(found)))
         return {
-            "loss": losses / len(pairs),
+            "loss": float(losses.mean()),
             "accuracy": float((places == 1).mean()),
             METRIC: float((1 / places).mean()),
         }
+
+    def _search(self, pairs: Sequence[PairRecord]) -> tuple[list[float], list[int]]:
+        """Return, for each query of a batch, the batch's mean loss and the rank of its own document."""
+        batch = PairBatch.of(pairs, self.encoding)
+        table = batch.embed(self.spread)
+        both = (table[: len(pairs)], table[len(pairs) :], batch.related.to(table.device))
+        loss = self.run.objective.loss(*both).item()
+        return [loss] * len(pairs), ranks_of_positives(*both).tolist()
 
     def save_model(self, model: Pretrained, folder: Path) -> None:
         """Write a model as a folder of sentence-transformers."""

@@ -12,6 +12,7 @@ from modernbert.data.columns import PairColumns
 from modernbert.data.corpus import TextUnit
 from modernbert.data.text_pairs import PairSettings
 from modernbert.recipes.tuning.settings import TuningRun, require
+from modernbert.train.contrastive import InBatchNegatives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +99,14 @@ class RetrieverRun(TuningRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("temperature", self.temperature, 0 < self.temperature < float("inf"), "above 0")
+        _ = self.objective  # which checks its settings
         require("tuning.batch_size", self.tuning.batch_size, self.tuning.batch_size >= 2, "at least 2")
         self.selection.check_against(has_validation=self.data.has_validation)
+
+    @property
+    def objective(self) -> InBatchNegatives:
+        """What is minimised."""
+        return InBatchNegatives(temperature=self.temperature, symmetric=self.symmetric)
 
 
 def read_run(path: Path, overrides: Iterable[str] = ()) -> RetrieverRun:

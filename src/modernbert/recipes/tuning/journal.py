@@ -34,7 +34,7 @@ class Progress:
 
     def after(self, report: TuningReport) -> Progress:
         """Return the progress after one more step."""
-        return replace(self, step=report.step.number, tokens=self.tokens + report.step.num_tokens)
+        return replace(self, step=report.step.number, tokens=self.tokens + report.num_tokens)
 
     def judged(self, metric: str, score: float) -> Progress:
         """Return the progress after a look at the validation."""
@@ -75,7 +75,7 @@ class Journal:
             learning_rate=report.learning_rate,
             gradient_norm=report.gradient_norm,
             examples_per_second=report.step.num_examples / report.seconds,
-            tokens_per_second=report.step.num_tokens / report.seconds,
+            tokens_per_second=report.num_tokens / report.seconds,
         )
 
     def evaluation(self, step: int, split: str, figures: Mapping[str, float]) -> None:

@@ -155,8 +155,13 @@ def own_folder(run: TuningRun, ranks: Ranks, facts: dict[str, Any]) -> Iterator[
         yield
 
 
-def choose_metric(run: TuningRun, default: str, names: Sequence[str]) -> str:
+def choose_metric(run: TuningRun, default: str, names: Callable[[], Sequence[str]]) -> str:
     """Return the figure by which the best checkpoint is chosen.
+
+    Args:
+        run: Its settings.
+        default: The figure, if they name none.
+        names: Gives the figures that there are; it is asked only if they name one.
 
     Raises:
         ConfigError: `selection.metric` is not one of the names of figures.
@@ -164,8 +169,8 @@ def choose_metric(run: TuningRun, default: str, names: Sequence[str]) -> str:
     metric = run.selection.metric
     if metric is None:
         return default
-    if metric not in names:
-        raise ConfigError(f"`selection.metric` is `{metric}`; it must be one of {', '.join(names)}")
+    if metric not in (known := names()):
+        raise ConfigError(f"`selection.metric` is `{metric}`; it must be one of {', '.join(known)}")
     return metric
 
 
@@ -227,7 +232,10 @@ class TuningSession(ABC, Generic[Run]):
 
     @abstractmethod
     def look(self) -> Mapping[str, float]:
-        """Return the figures of the model, which is set to evaluation, on the validation."""
+        """Return the figures of the model, which is set to evaluation, on the validation.
+
+        All ranks must get the same, lest they disagree on when to end.
+        """
 
     @abstractmethod
     def save_model(self, model: Pretrained, folder: Path) -> None:
@@ -316,8 +324,6 @@ class TuningSession(ABC, Generic[Run]):
             return None
         with self.measuring():
             figures = dict(self.look())
-        # Those of the first rank on all, lest they disagree on when to end.
-        figures = self.ranks.from_first(figures)
         self.journal.evaluation(self.progress.step, "validation", figures)
         score = figures[self.metric]
         self.progress = self.progress.judged(self.metric, score)
