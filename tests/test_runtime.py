@@ -177,6 +177,8 @@ class TestMachineFacts:
         assert facts["device"] == "cpu"
         assert facts["modernbert"] == modernbert.__version__
         assert "device" not in runtime.machine_facts()
+        found = runtime.machine_facts(packages=("numpy", "no-such-package"))
+        assert found.keys() - facts.keys() == {"numpy"}
 
     def test_a_gpu_is_among_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeVar
@@ -233,8 +234,13 @@ def stop_signals() -> Iterator[StopRequest]:
         give_back()
 
 
-def machine_facts(device: torch.device | None = None) -> dict[str, Any]:
-    """Describe machine, versions and commit: what a figure is worth nothing without."""
+def machine_facts(device: torch.device | None = None, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Describe machine, versions and commit: what a figure is worth nothing without.
+
+    Args:
+        device: Which does the work.
+        packages: Others whose versions are told, where they are installed.
+    """
     from modernbert import __version__
 
     facts: dict[str, Any] = {
@@ -255,6 +261,9 @@ def machine_facts(device: torch.device | None = None) -> dict[str, Any]:
             "gpu_count": torch.cuda.device_count(),
             "cuda": torch.version.cuda,
         }
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            facts[name] = metadata.version(name)
     return facts
 
 

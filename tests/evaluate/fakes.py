@@ -28,6 +28,7 @@ def fake_model(words: Tokenizer, score: Score, max_length: int = 8192) -> Any:
         rows = [score(sequences[owner], place) for owner, place in zip(owners, places)]
         return torch.stack(rows), layout
 
+    run.device = torch.device("cpu")  # type: ignore[attr-defined]
     return SimpleNamespace(
         name="fake", runner=run, texts=Texts(words, max_length), tokenizer=words, max_length=max_length
     )

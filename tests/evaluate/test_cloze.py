@@ -169,7 +169,7 @@ def test_facts_that_cannot_be_used_are_refused(line: str, message: str, tmp_path
     path.write_text(line)
     with pytest.raises(InputError, match=message):
         read_facts(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"none\.jsonl` could not be opened"):
         read_facts(tmp_path / "none.jsonl")
 
 
@@ -177,7 +177,8 @@ def test_the_facts_of_the_package() -> None:
     relations = {relation.name: relation for relation in read_facts()}
     assert [*relations][:4] == ["capital", "currency", "continent", "language"]
     assert len(relations) == 10
-    assert len(relations["continent"].facts) == 193  # the members of the United Nations
+    # The members of the United Nations but Australia, which many call a continent of its own.
+    assert len(relations["continent"].facts) == 192
     assert all(len(relation.templates) >= 3 for relation in relations.values())
     for relation in relations.values():
         for it in relation.facts:

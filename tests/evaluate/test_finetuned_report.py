@@ -133,7 +133,7 @@ def test_entities_are_shown_by_their_test_set() -> None:
 
 def test_files(tmp_path: Path) -> None:
     outcome = outcome_of(SST2, *RTE, limit=16)
-    finetuned_report.save(outcome, tmp_path)
+    finetuned_report.report(outcome).save(tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert text.startswith("# GLUE of my/model: 149M parameters, 4 runs, 0.1 hours; only 16 rows of each spl")
     assert "| model | parameters | SST-2 | RTE | mean of 2 of 8 |\n| --- | --- | --- | --- | --- |\n" in text

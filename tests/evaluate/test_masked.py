@@ -15,7 +15,7 @@ from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ConfigError, InputError
 from modernbert.evaluate import masked
 from modernbert.evaluate.masked import MaskedSettings, masked_rows, measure_masked
-from modernbert.evaluate.measured import load_masked_lm
+from modernbert.evaluate.masked_lm import load_masked_lm
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.train.loop import evaluate
 from tests.evaluate.fakes import fake_model
@@ -138,6 +138,8 @@ def test_what_cannot_be_measured_is_refused(words: Tokenizer, folder: Path) -> N
         MaskedSettings(length=4)
     with pytest.raises(ConfigError, match="`max_tokens` is 100; it must be at least `length`, 1024"):
         MaskedSettings(max_tokens=100)
+    with pytest.raises(ConfigError, match="`mask_rate` is 15; it must be a share, from 0 to 1"):
+        MaskedSettings(mask_rate=15)
     model = load_masked_lm(str(folder), device="cpu")
     with pytest.raises(ConfigError, match=r"`length` is 1,024; .* takes 64 tokens at most; lower it"):
         measure_masked(model, [document(3)], MaskedSettings())

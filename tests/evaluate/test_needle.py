@@ -70,7 +70,7 @@ def test_a_needle_is_found_where_the_model_looks(
     pytest.importorskip("matplotlib")
     found.save(tmp_path)
     assert (tmp_path / "needle.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "needle.json").is_file()
+    assert (tmp_path / "results.json").is_file()
 
 
 def test_a_needle_and_its_question(words: Tokenizer) -> None:

@@ -57,7 +57,7 @@ def test_the_document_of_the_query_itself(tmp_path: Path) -> None:
     assert words.figures["recall@100"] == 0
     assert vectors.figures["recall@100"] == pytest.approx((1 / 2 + 1) / 2)
     assert vectors.figures["MRR@10"] == 1
-    assert "documents with the query's own id are left out" in found.notes
+    assert "documents with the query's own id are left out" in found.remarks
 
 
 def test_several_sets_and_models(tmp_path: Path) -> None:
@@ -84,7 +84,15 @@ def test_several_sets_and_models(tmp_path: Path) -> None:
     assert found.tables["one, % (3 documents, 2 queries, 3 judgements)"][1]["MAP"] == "100.0 [100.0, 100.0]"
     assert "BM25: bm25s, k1 1.5, b 0.75, plain words" in found.remarks
     tree = found.to_json()
+    assert {"date", "machine"} <= {*tree}
+    assert {"device", "torch", "commit", "bm25s"} <= {*tree["machine"]}
     assert tree["sets"][1]["systems"][1]["intervals"]["MAP"] == {"low": 1.0, "high": 1.0}
+
+
+def test_sets_of_one_name_are_told_by_their_paths(tmp_path: Path) -> None:
+    folders = [write_retrieval(tmp_path / language / "set") for language in ("de", "fr")]
+    found = evaluate_retrieval(folders, {}, RetrievalSettings())
+    assert [*found.tables][:2] == [f"{it}, % (3 documents, 2 queries, 3 judgements)" for it in folders]
 
 
 def test_what_cannot_be(tmp_path: Path) -> None:

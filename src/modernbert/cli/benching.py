@@ -10,13 +10,13 @@ import typer
 
 from modernbert import telemetry
 from modernbert.cli import human
-from modernbert.cli.options import AsJson, ModelName
+from modernbert.cli.options import AsJson, Device, Dtype, ModelName
 
 
 def bench(
     model: ModelName,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     backends: Annotated[
         str | None,
         typer.Option(metavar="NAME,NAME…", help="Of ours. On a GPU all that serve, else what load chooses."),

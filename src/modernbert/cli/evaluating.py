@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modernbert import telemetry
-from modernbert.cli import human, measuring, measuring_vectors
+from modernbert.cli import measuring
 from modernbert.cli.options import AsJson
 from modernbert.cli.training import Overrides
 
@@ -133,24 +132,15 @@ def _evaluate(
         tree["grid"] = True
     run = config.build(EvaluationRun, config.override(tree, overrides or []))
     outcome = evaluate(run, finetune=finetune_tree, predict=predict)
-    finetuned_report.save(outcome, Path(run.folder))
-    if as_json:
-        telemetry.result_json(outcome.to_json())
-        return
-    shown = (
-        finetuned_report.headline(outcome),
-        finetuned_report.tables(outcome),
-        finetuned_report.remarks(outcome),
-    )
-    telemetry.result(human.report(*shown))
+    measuring.show(finetuned_report.report(outcome), Path(run.folder), as_json)
 
 
 for verb in (
     measuring.masked,
     measuring.needle,
     measuring.cloze,
-    measuring_vectors.retrieval,
-    measuring_vectors.rerank,
-    measuring_vectors.sts,
+    measuring.retrieval,
+    measuring.rerank,
+    measuring.sts,
 ):
     app.command(rich_help_panel="As it is")(verb)

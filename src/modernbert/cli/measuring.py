@@ -1,26 +1,41 @@
-"""The verbs of `modernbert evaluate` that measure a masked language model as it is."""
+"""The verbs of `modernbert evaluate` that measure a model as it is: what it fills in, or its vectors."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modernbert import telemetry
 from modernbert.cli import human
-from modernbert.cli.options import AsJson, MaxDocumentBytes, TextFiles, TextKey, TextUnit, TokenizerName
+from modernbert.cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    MaxDocumentBytes,
+    ModelChoice,
+    TextFiles,
+    TextKey,
+    TextUnit,
+    TokenizerName,
+    with_models,
+)
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is loaded when a verb runs, not to print its help
     from modernbert.evaluate.measured import Measured
+    from modernbert.retrieve.bm25 import Bm25Settings
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8.")]
 Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FOLDER", help="Gets the figures; VERB-results if not given."),
+    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Gets results.json and results.md.")
 ]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
+Split = Annotated[str | None, typer.Option(help="Of the judgements; `test` or the only one, if not given.")]
+Words = Annotated[
+    str, typer.Option("--bm25", metavar="english|plain|none", help="Words that BM25 counts; none: no BM25.")
+]
+MoreOfCommon = Annotated[float, typer.Option("--k1", help="BM25: how much more a frequent word counts.")]
+LessOfLong = Annotated[float, typer.Option("--b", help="BM25: how much less words of long documents count.")]
 
 
 def masked(
@@ -39,7 +54,7 @@ def masked(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "float32",
-    output: Output = None,
+    output: Output = Path("masked-results"),
     text_key: TextKey = "text",
     text_unit: TextUnit = "line",
     max_document_bytes: MaxDocumentBytes = 4_000_000,
@@ -48,7 +63,7 @@ def masked(
     """Masked loss and accuracy on held-out text, by source and by the place in a window."""
     from modernbert.data.corpus import find_files, read_documents
     from modernbert.evaluate.masked import MaskedSettings, measure_masked
-    from modernbert.evaluate.measured import load_masked_lm
+    from modernbert.evaluate.masked_lm import load_masked_lm
 
     settings = MaskedSettings(
         length=length, join=join, mask_rate=mask_rate, max_tokens=max_tokens, bins=bins, seed=seed
@@ -61,7 +76,7 @@ def masked(
         source_key=source_key,
     )
     loaded = load_masked_lm(model, device=device, dtype=dtype)
-    _tell(measure_masked(loaded, documents, settings), output, as_json)
+    show(measure_masked(loaded, documents, settings), output, as_json)
 
 
 def needle(
@@ -79,7 +94,7 @@ def needle(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "float32",
-    output: Output = None,
+    output: Output = Path("needle-results"),
     text_key: TextKey = "text",
     text_unit: TextUnit = "line",
     max_document_bytes: MaxDocumentBytes = 4_000_000,
@@ -87,7 +102,7 @@ def needle(
 ) -> None:
     """Whether a made-up fact is found in a long text (FILES are the filler), by its depth and the length."""
     from modernbert.data.corpus import find_files, read_documents
-    from modernbert.evaluate.measured import load_masked_lm
+    from modernbert.evaluate.masked_lm import load_masked_lm
     from modernbert.evaluate.needle import DEPTHS, LENGTHS, NeedleSettings, measure_needles
 
     loaded = load_masked_lm(model, device=device, dtype=dtype)
@@ -101,7 +116,7 @@ def needle(
     documents = read_documents(
         find_files(files), text_key=text_key, text_unit=text_unit, max_document_bytes=max_document_bytes
     )
-    _tell(measure_needles(loaded, documents, settings), output, as_json)
+    show(measure_needles(loaded, documents, settings), output, as_json)
 
 
 def cloze(
@@ -116,7 +131,7 @@ def cloze(
     least_named: Annotated[int, typer.Option(help="With a corpus: report those named so often.")] = 20,
     device: Device = "auto",
     dtype: Dtype = "float32",
-    output: Output = None,
+    output: Output = Path("cloze-results"),
     text_key: TextKey = "text",
     text_unit: TextUnit = "line",
     max_document_bytes: MaxDocumentBytes = 4_000_000,
@@ -126,7 +141,7 @@ def cloze(
     from modernbert.data.corpus import find_files, read_documents
     from modernbert.evaluate.cloze import measure_cloze
     from modernbert.evaluate.cloze_facts import FACTS, count_named, read_facts
-    from modernbert.evaluate.measured import load_masked_lm
+    from modernbert.evaluate.masked_lm import load_masked_lm
 
     relations = read_facts(facts or FACTS)
     loaded, named = load_masked_lm(model, device=device, dtype=dtype), None
@@ -136,13 +151,91 @@ def cloze(
         )
         subjects = [fact.subject for relation in relations for fact in relation.facts]
         named = count_named((document.text for document in documents), subjects)
-    _tell(measure_cloze(loaded, relations, named=named, least_named=least_named), output, as_json)
+    show(measure_cloze(loaded, relations, named=named, least_named=least_named), output, as_json)
 
 
-def _tell(found: Measured, output: Path | None, as_json: bool) -> None:
-    """Write what was measured, and show it."""
-    found.save(output or Path(f"{found.name}-results"))
+@with_models
+def retrieval(
+    choices: list[ModelChoice],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER…", help="In BEIR's layout, or with one qrels.jsonl.")
+    ],
+    split: Split = None,
+    words: Words = "english",
+    k1: MoreOfCommon = 1.5,
+    b: LessOfLong = 0.75,
+    top_k: Annotated[int, typer.Option("--top-k", help="Documents to find for a query.")] = 1000,
+    ignore_identical_ids: Annotated[
+        bool, typer.Option("--ignore-identical-ids", help="A query does not find the document with its id.")
+    ] = False,
+    output: Output = Path("retrieval-results"),
+    as_json: AsJson = False,
+) -> None:
+    """Zero-shot retrieval, beside BM25 and fused with it: nDCG@10, MRR@10, recall@100, MAP."""
+    from modernbert.evaluate.retrieval import RetrievalSettings, evaluate_retrieval
+
+    settings = RetrievalSettings(
+        split=split, top_k=top_k, ignore_identical_ids=ignore_identical_ids, bm25=_bm25(words, k1, b)
+    )
+    show(evaluate_retrieval(folders, _models(choices), settings), output, as_json)
+
+
+@with_models
+def rerank(
+    choices: list[ModelChoice],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE…", help="Tables, or folders of them: query, docs, labels a row."),
+    ],
+    split: Split = None,
+    words: Words = "english",
+    k1: MoreOfCommon = 1.5,
+    b: LessOfLong = 0.75,
+    output: Output = Path("rerank-results"),
+    as_json: AsJson = False,
+) -> None:
+    """Put given documents in order, by vectors or a cross-encoder, beside BM25: nDCG@10, MRR@10, MAP."""
+    from modernbert.evaluate.reranking import evaluate_reranking
+
+    found = evaluate_reranking(paths, _models(choices), split=split, bm25=_bm25(words, k1, b))
+    show(found, output, as_json)
+
+
+@with_models
+def sts(
+    choices: list[ModelChoice],
+    paths: Annotated[list[str], typer.Argument(metavar="FILE…", help="Tables of pairs with a number each.")],
+    text: Annotated[
+        str | None, typer.Option(help="Column of the first text (`columns.text`), if not guessed.")
+    ] = None,
+    text_pair: Annotated[str | None, typer.Option(help="Column of the second (`columns.text_pair`).")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the number (`columns.label`).")] = None,
+    output: Output = Path("sts-results"),
+    as_json: AsJson = False,
+) -> None:
+    """How alike sentences are: correlation of the cosine with what people said (STS)."""
+    from modernbert.data.columns import Columns
+    from modernbert.evaluate.likeness import evaluate_likeness
+
+    columns = Columns(text=text, text_pair=text_pair, label=label)
+    show(evaluate_likeness(paths, _models(choices), columns), output, as_json)
+
+
+def _models(choices: list[ModelChoice]) -> dict[str, Any]:
+    """Return what loads each model, by its name."""
+    return {choice.model: choice.load for choice in choices}
+
+
+def _bm25(words: str, k1: float, b: float) -> Bm25Settings | None:
+    from modernbert.retrieve.bm25 import Bm25Settings
+
+    return None if words == "none" else Bm25Settings(words=words, k1=k1, b=b)  # type: ignore[arg-type]
+
+
+def show(found: Measured, folder: Path, as_json: bool) -> None:
+    """Write what was found into a folder, and show it."""
+    found.save(folder)
     if as_json:
-        telemetry.result_json(found.figures)
+        telemetry.result_json(found.to_json())
     else:
         telemetry.result(human.report(found.headline, found.tables, found.remarks))

@@ -20,6 +20,8 @@ ModelNames = Annotated[
     list[str] | None, typer.Option("--model", "-m", help="Folder or hub id; given several times, several.")
 ]
 TokenizerName = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 TextKey = Annotated[str, typer.Option(help="Name of the text in JSON lines and Parquet.")]
 TextUnit = Annotated[  # `parser`, as typer before 0.19 knows no Literal; the reader checks the value
@@ -49,8 +51,8 @@ class ModelChoice:
 
     model: ModelName
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer, if not the model's own.")] = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto"
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8.")] = "auto"
+    device: Device = "auto"
+    dtype: Dtype = "auto"
     backend: Annotated[
         str, typer.Option(help="auto, fused, onnx, varlen, fa3, fa4, fa3+varlen …, portable, plain.")
     ] = "auto"

@@ -7,11 +7,9 @@ for us packing too. Only real tokens count. Contenders take turns, so that a dri
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,6 +46,7 @@ from modernbert.runtime import choose_device, machine_facts, timed
 
 Result = TypeVar("Result")
 
+PACKAGES = ("transformers", "sentence-transformers", "flash-attn-4", "flash-attn", "triton")
 LATENCY_LENGTHS = (32, 128, 512)
 WARM_UP_RUNS = 3
 """Of a single sequence: CUDA graphs are recorded in the second."""
@@ -125,7 +124,7 @@ def run_bench(
         BackendError: There is no such device, or none of our backends serves on it.
     """
     device = choose_device(settings.device)
-    machine = {**machine_facts(device), **_versions()}
+    machine = machine_facts(device, PACKAGES)
     compiled = device.type == "cuda" if settings.compiled is None else settings.compiled
     with shared_checkpoint(model) as checkpoint, peers.room_to_compile(settings.peers and compiled):
         dtype = dtype_of(settings.dtype, device)
@@ -356,12 +355,3 @@ class _Bench:
 
 def _latency_of(length: int) -> str:
     return f"latency of {length} tokens"
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of peers, where they are installed."""
-    found = {}
-    for name in ("transformers", "sentence-transformers", "flash-attn-4", "flash-attn", "triton"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from modernbert import files
 from modernbert.errors import BackendError
 from modernbert.evaluate.contenders import Contender
+from modernbert.evaluate.measured import NOTHING, Rows
 from modernbert.evaluate.outcome import BenchOutcome, Throughput
 from modernbert.evaluate.workloads import LONGEST, PUBLISHED_DOCUMENTS, SETS
-from modernbert.evaluate.written import Rows
 from modernbert.recipes.drawing import COLOURS, INK, QUIET, as_svg, new_figure
 from modernbert.telemetry import human
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Panel = Callable[..., None]
 
 NAME = "bench"
-NOTHING = "–"
 LETTERS_AN_INCH = 14
 
 

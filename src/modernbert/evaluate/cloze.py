@@ -21,6 +21,7 @@ from modernbert.evaluate.cloze_facts import Fact, Relation
 from modernbert.evaluate.measured import Measured, percent
 from modernbert.infer.encoder import Encoder
 from modernbert.infer.texts import Texts
+from modernbert.runtime import machine_facts
 
 MANY = 10
 CARD = Relation(
@@ -95,7 +96,7 @@ def measure_cloze(
         )
     found = answer(model, questions)
     card = answer(model, ask(model.texts, CARD))
-    return _report(model.name, relations, found, card, named, least_named)
+    return _report(model, relations, found, card, named, least_named)
 
 
 def ask(texts: Texts, relation: Relation) -> list[Question]:
@@ -149,7 +150,7 @@ def _first(scores: Tensor, texts: Texts) -> str:
 
 
 def _report(
-    name: str,
+    model: Encoder,
     relations: Sequence[Relation],
     found: Sequence[Answer],
     card: Sequence[Answer],
@@ -165,8 +166,7 @@ def _report(
     in_all = groups["all"]["all"]
     num_left_out = in_all["known_facts"] - in_all["facts"]
     return Measured(
-        name="cloze",
-        headline=f"cloze questions to {name}: {in_all['questions']:,} on {in_all['facts']:,} facts",
+        headline=f"cloze questions to {model.name}: {in_all['questions']:,} on {in_all['facts']:,} facts",
         tables={titles[group]: [_row(*it) for it in part.items()] for group, part in groups.items()},
         remarks=[
             _card_line(card),
@@ -175,12 +175,13 @@ def _report(
             "among all answers of the relation",
         ],
         figures={
-            "model": name,
+            "model": model.name,
             "least_named": least_named if named is not None else None,
             "groups": groups,
             "card": _answer_json(card[0], named) if card else None,
             "answers": [_answer_json(it, named) for it in found],
         },
+        machine=machine_facts(model.runner.device),
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from modernbert import telemetry
-from modernbert.data.corpus import parse_object
+from modernbert.data.corpus import read_objects
 from modernbert.errors import InputError
 
 FACTS = Path(__file__).with_name("cloze_facts.jsonl")
@@ -63,11 +63,7 @@ def read_facts(path: Path = FACTS) -> list[Relation]:
     """
     templates: dict[str, dict[str, None]] = {}
     facts: dict[str, dict[str, Fact]] = {}
-    for number, line in enumerate(_read(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        origin = f"{path}:{number}"
-        record = parse_object(line, "relation", origin)
+    for origin, record in read_objects(path, "relation"):
         relation = _text(record, "relation", origin)
         if "template" in record:
             templates.setdefault(relation, {})[_template(record, origin)] = None
@@ -120,15 +116,6 @@ def _named(
                 yield subject
                 free = place + length
                 break
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"`{path}` cannot be read ({error}); facts must be JSON lines in UTF-8; check the path"
-        ) from None
 
 
 def _template(record: dict[str, Any], origin: str) -> str:

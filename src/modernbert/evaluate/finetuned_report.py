@@ -1,21 +1,28 @@
-"""The outcome of a fine-tuning benchmark as tables, with published rows beside ours, and as files."""
+"""The outcome of a fine-tuning benchmark as tables, with published rows beside ours."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
 
-from modernbert.evaluate import written
 from modernbert.evaluate.collected import Figure, Outcome
 from modernbert.evaluate.finetuned import SUITES
+from modernbert.evaluate.measured import NOTHING, Measured, Rows
 from modernbert.evaluate.published import PUBLISHED
 from modernbert.evaluate.suites import DEV, TRAIN, SuiteTask
-from modernbert.evaluate.written import Rows
 from modernbert.telemetry import human
 
-NOTHING = "–"
 NOT_FROM_MNLI = "†"
+
+
+def report(outcome: Outcome) -> Measured:
+    """Return the outcome as text and as values."""
+    return Measured(
+        headline=headline(outcome),
+        tables=tables(outcome),
+        remarks=remarks(outcome),
+        figures=outcome.to_json(),
+    )
 
 
 def headline(outcome: Outcome) -> str:
@@ -42,15 +49,6 @@ def remarks(outcome: Outcome) -> list[str]:
     if _counted(outcome) and not _is_whole(outcome):
         told.append("mean: over the tasks that were run, in published rows too")
     return told
-
-
-def save(outcome: Outcome, folder: Path) -> None:
-    """Write all figures as `results.json` and the tables as `results.md`.
-
-    Raises:
-        StorageError: The disk is full or not writable.
-    """
-    written.save(folder, outcome.to_json(), headline(outcome), tables(outcome), remarks(outcome))
 
 
 def _tasks(outcome: Outcome) -> list[SuiteTask]:

@@ -15,9 +15,15 @@ from modernbert.data.columns import Columns
 from modernbert.data.records import Records, TextRecord
 from modernbert.data.text_records import read_texts
 from modernbert.errors import ConfigError, InputError
-from modernbert.evaluate.reranking import name_of
-from modernbert.evaluate.retrieval import Models
-from modernbert.evaluate.systems import MeasuredSet, Measurement, SystemFigures, measure
+from modernbert.evaluate.systems import (
+    MeasuredSet,
+    Measurement,
+    Models,
+    SystemFigures,
+    measure,
+    name_of,
+    report,
+)
 from modernbert.infer.encoder import Encoder
 from modernbert.recipes.finetune.intervals import of_values
 
@@ -62,8 +68,8 @@ def evaluate_likeness(
         )
         for path, one, systems in zip(paths, sets, found)
     ]
-    notes = ("correlations of the cosine; in brackets: 95% intervals over the pairs",)
-    return Measurement(kind="Sentence similarity", sets=tuple(measured), notes=notes)
+    notes = ["correlations of the cosine; in brackets: 95% intervals over the pairs"]
+    return report("Sentence similarity", measured, notes, encoder.runner.device)
 
 
 def _gold(one: Records[TextRecord]) -> NDArray[np.float64]:

@@ -19,9 +19,11 @@ from modernbert.data.source import NUM_SPECIAL
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.data.windows import cut_stretches, mask_stretches, window_rows
 from modernbert.errors import ConfigError, InputError
-from modernbert.evaluate.measured import Measured, check_length, percent
+from modernbert.evaluate.masked_lm import check_length
+from modernbert.evaluate.measured import Measured, percent
 from modernbert.infer.encoder import Encoder
 from modernbert.infer.runner import Runner
+from modernbert.runtime import machine_facts
 
 ROW_TOKENS = 8192
 BETWEEN = "\n\n"
@@ -55,6 +57,8 @@ class MaskedSettings:
                 f"`length` is {self.length}, `bins` {self.bins}; there must be at least 1, and no more than "
                 f"the length without {NUM_SPECIAL} special tokens; change one"
             )
+        if not 0 <= self.mask_rate <= 1:
+            raise ConfigError(f"`mask_rate` is {self.mask_rate}; it must be a share, from 0 to 1")
         if self.max_tokens < self.length:
             raise ConfigError(
                 f"`max_tokens` is {self.max_tokens}; it must be at least `length`, {self.length}; raise it"
@@ -96,7 +100,7 @@ def measure_masked(model: Encoder, documents: Iterable[Document], settings: Mask
         for source, batches in rows.items():
             found[source] = joined([guess(model.runner, batch) for batch in batches])
             meter.advance(len(batches))
-    return _report(model.name, found, settings)
+    return _report(model, found, settings)
 
 
 def masked_rows(
@@ -232,7 +236,7 @@ def _figures(found: Guesses, chosen: Any = slice(None)) -> dict[str, Any]:
     }
 
 
-def _report(name: str, found: Mapping[str, Guesses], settings: MaskedSettings) -> Measured:
+def _report(model: Encoder, found: Mapping[str, Guesses], settings: MaskedSettings) -> Measured:
     whole = joined([*found.values()])
     sources = [
         {"source": source, **_figures(it), "num_windows": len(it.lengths)} for source, it in found.items()
@@ -243,19 +247,19 @@ def _report(name: str, found: Mapping[str, Guesses], settings: MaskedSettings) -
     if places:
         tables["By place in the window"] = [_row(it) for it in places]
     return Measured(
-        name="masked",
-        headline=f"masked loss of {name}: {settings.mask_rate:.0%} of the tokens masked, "
+        headline=f"masked loss of {model.name}: {settings.mask_rate:.0%} of the tokens masked, "
         f"seed {settings.seed}, windows of {settings.length:,} tokens",
         tables=tables,
         remarks=_remarks(whole, ends, settings),
         figures={
-            "model": name,
+            "model": model.name,
             **asdict(settings),
             "all": in_all,
             "sources": sources,
             "places": places,
             "rises": ends,
         },
+        machine=machine_facts(model.runner.device),
     )
 
 

@@ -18,12 +18,13 @@ from modernbert.data.source import NUM_SPECIAL
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ConfigError, InputError
 from modernbert.evaluate.blanks import Blank, blank_out, rank_of, score_tokens
-from modernbert.evaluate.measured import Measured, check_length, percent
+from modernbert.evaluate.masked_lm import check_length
+from modernbert.evaluate.measured import Measured, percent
 from modernbert.infer.encoder import Encoder
 from modernbert.infer.texts import Texts
 from modernbert.recipes.drawing import COLOURS, INK, PAPER, QUIET, new_figure
+from modernbert.runtime import machine_facts
 
-NAME = "needle"
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # The fact as it is told, and as it is asked for.
@@ -128,7 +129,7 @@ def measure_needles(model: Encoder, documents: Iterable[Document], settings: Nee
     blanks = [(trial.ids, trial.place) for trial in trials]
     for trial, scores in zip(trials, score_tokens(model.runner, model.texts, blanks, "needles")):
         found[trial.cell] += rank_of(scores, [trial.token]) == 1
-    return _report(model.name, {cell: count / settings.trials for cell, count in found.items()}, settings)
+    return _report(model, {cell: count / settings.trials for cell, count in found.items()}, settings)
 
 
 def code_words(words: Tokenizer) -> list[str]:
@@ -215,7 +216,7 @@ def draw_grid(headline: str, found: Mapping[Cell, float], folder: Path) -> None:
         axes.set_xlabel("depth of the needle")
         axes.set_ylabel("tokens")
         figure.suptitle(textwrap.fill(headline, 60), x=0.01, ha="left", fontsize=8, color=QUIET)
-        with files.atomic_file(folder / f"{NAME}.png") as temporary:
+        with files.atomic_file(folder / "needle.png") as temporary:
             figure.savefig(temporary, dpi=130, format="png", facecolor=PAPER)
 
 
@@ -258,10 +259,9 @@ def _trials(
         yield Trial(Cell(length, depth), (*text, *asked.ids), room + asked.place, asked.token)
 
 
-def _report(name: str, found: Mapping[Cell, float], settings: NeedleSettings) -> Measured:
-    headline = f"needles found by {name}: {settings.trials} a field, seed {settings.seed}"
+def _report(model: Encoder, found: Mapping[Cell, float], settings: NeedleSettings) -> Measured:
+    headline = f"needles found by {model.name}: {settings.trials} a field, seed {settings.seed}"
     return Measured(
-        name=NAME,
         headline=headline,
         tables={
             "Precision at 1 among the whole vocabulary, by tokens and by the needle's depth": [
@@ -280,10 +280,11 @@ def _report(name: str, found: Mapping[Cell, float], settings: NeedleSettings) ->
         ],
         draw=partial(draw_grid, headline, found),
         figures={
-            "model": name,
+            "model": model.name,
             **asdict(settings),
             "cells": [{**cell._asdict(), "precision": share} for cell, share in found.items()],
         },
+        machine=machine_facts(model.runner.device),
     )
 
 

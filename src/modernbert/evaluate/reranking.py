@@ -14,11 +14,18 @@ from numpy.typing import NDArray
 from modernbert import telemetry
 from modernbert.data.candidate_records import read_candidates
 from modernbert.data.records import CandidateRecord, Records
-from modernbert.data.remote import is_url
 from modernbert.errors import InputError
 from modernbert.evaluate.rankings import MAP, MRR, NDCG, score_rankings
-from modernbert.evaluate.retrieval import BM25, Models, check_systems
-from modernbert.evaluate.systems import MeasuredSet, Measurement, SystemFigures, measure_means
+from modernbert.evaluate.retrieval import BM25, check_systems
+from modernbert.evaluate.systems import (
+    MeasuredSet,
+    Measurement,
+    Models,
+    SystemFigures,
+    measure_means,
+    name_of,
+    report,
+)
 from modernbert.infer.encoder import Encoder
 from modernbert.retrieve.bm25 import Bm25, Bm25Settings
 
@@ -51,8 +58,10 @@ def evaluate_reranking(
     check_systems(models, bm25)
     sets = [read_candidates(path, split=split) for path in paths]
     found = [[*_first_rows(one, name_of(path), bm25)] for path, one in zip(paths, sets)]
+    device = None
     for name, load in models.items():
         encoder = load()
+        device = encoder.runner.device
         for path, one, systems in zip(paths, sets, found):
             scores = _scores_of(encoder, one.records)
             systems.append(_measured(name, f"{name_of(path)}: {name}", one.records, scores))
@@ -69,15 +78,7 @@ def evaluate_reranking(
         )
         for path, one, systems in zip(paths, sets, found)
     ]
-    return Measurement(kind="Re-ranking", sets=tuple(measured), notes=tuple(_notes(bm25)))
-
-
-def name_of(path: str | Path) -> str:
-    """Return what a file, folder or URL is called in tables: a file by its folder too, as many are `test`."""
-    if is_url(path):
-        return str(path)
-    whole = Path(path).resolve()
-    return whole.name if whole.is_dir() else f"{whole.parent.name}/{whole.name}"
+    return report("Re-ranking", measured, [*_notes(bm25)], device)
 
 
 def _first_rows(one: Candidates, name: str, bm25: Bm25Settings | None) -> Iterator[SystemFigures]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from modernbert import telemetry
 from modernbert.data.retrieval_records import RetrievalSet, read_retrieval_set
 from modernbert.errors import ConfigError
 from modernbert.evaluate.rankings import score_rankings
-from modernbert.evaluate.systems import MeasuredSet, Measurement, SystemFigures, measure_means
+from modernbert.evaluate.systems import MeasuredSet, Measurement, Models, SystemFigures, measure_means, report
 from modernbert.infer.encoder import Encoder
 from modernbert.retrieve.bm25 import Bm25, Bm25Settings
 from modernbert.retrieve.exact import Hits, Vectors, search_vectors
@@ -24,9 +24,6 @@ from modernbert.retrieve.fusion import RANK_CONSTANT, fuse
 BM25 = "BM25"
 DOCUMENTS_AT_ONCE = 16_384
 """Of which the vectors are held in memory."""
-
-Models = Mapping[str, Callable[[], Encoder]]
-"""By name, what loads them; each is loaded when the one before is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +69,13 @@ def evaluate_retrieval(
     works = [_Work(read_retrieval_set(folder, split=settings.split), settings) for folder in folders]
     for work in works:
         work.search_by_words()
+    device = None
     for name, load in models.items():
         encoder = load()
+        device = encoder.runner.device
         for work in works:
             work.search_by_vectors(name, encoder)
-    return Measurement(
-        kind="Retrieval", sets=tuple(work.measured for work in works), notes=tuple(_notes(models, settings))
-    )
+    return report("Retrieval", [work.measured for work in works], [*_notes(models, settings)], device)
 
 
 def check_systems(models: Models, bm25: Bm25Settings | None) -> None:
@@ -170,5 +167,7 @@ def _notes(models: Models, settings: RetrievalSettings) -> Iterator[str]:
         yield str(settings.bm25)
     if models and settings.bm25 is not None:
         yield f"model + {BM25}: fused by reciprocal ranks, 1 / ({RANK_CONSTANT} + rank)"
+    if settings.split is not None:
+        yield f"judgements of the split `{settings.split}`"
     if settings.ignore_identical_ids:
         yield "documents with the query's own id are left out"

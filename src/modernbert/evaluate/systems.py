@@ -1,18 +1,27 @@
-"""What measures of vectors found, a record a system and set, and the tables of it."""
+"""Systems that rank or compare, and what measures of vectors found: a record a system and set, and tables."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from modernbert import config
-from modernbert.evaluate.written import Rows
+from modernbert.data.remote import is_url
+from modernbert.evaluate.measured import Measured, Rows
+from modernbert.infer.encoder import Encoder
 from modernbert.recipes.finetune.intervals import Interval, Measure, bootstrap, mean_of
+from modernbert.runtime import machine_facts
+
+PACKAGES = ("bm25s", "PyStemmer", "pytrec-eval-terrier", "scipy")
+Models = Mapping[str, Callable[[], Encoder]]
+"""By name, what loads them; each is loaded when the one before is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,53 +60,46 @@ class MeasuredSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class Measurement(Measured):
     """What was found on all sets.
 
     Attributes:
+        sets: In the order in which they were named.
+    """
+
+    sets: tuple[MeasuredSet, ...]
+
+
+def name_of(path: str | Path) -> str:
+    """Return what a file, folder or URL is called in tables: a file by its folder too, as many are `test`."""
+    if is_url(path):
+        return str(path)
+    whole = Path(path).resolve()
+    return whole.name if whole.is_dir() else f"{whole.parent.name}/{whole.name}"
+
+
+def report(
+    kind: str, sets: Sequence[MeasuredSet], notes: Sequence[str], device: torch.device | None
+) -> Measurement:
+    """Bring what was found on all sets together; of several sets also their mean.
+
+    Args:
         kind: What was measured.
         sets: In the order in which they were named.
         notes: How it was measured.
+        device: That of the models; None: there was no model.
     """
-
-    kind: str
-    sets: tuple[MeasuredSet, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def headline(self) -> str:
-        """Say in a line what was measured."""
-        return f"{self.kind}: {', '.join(it.name for it in self.sets)}"
-
-    @property
-    def tables(self) -> dict[str, Rows]:
-        """Each table by its title: rows of equal keys, all text; of several sets also their mean."""
-        shown = {_title(it): [_row(system) for system in it.systems] for it in self.sets}
-        if len(self.sets) > 1:
-            shown[f"Mean of {len(self.sets)} sets, %"] = self._means()
-        return shown
-
-    @property
-    def remarks(self) -> list[str]:
-        """What a reader of the tables must know."""
-        return [*self.notes, *(f"{it.name}: {remark}" for it in self.sets for remark in it.remarks)]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all of it as plain values."""
-        tree: dict[str, Any] = config.to_tree(self)
-        return tree
-
-    def _means(self) -> Rows:
-        """Lay out the means of the systems that every set has."""
-        by_system = [{it.system: it for it in one.systems} for one in self.sets]
-        common = [name for name in by_system[0] if all(name in found for found in by_system)]
-        rows = []
-        for name in common:
-            found = [systems[name] for systems in by_system]
-            means = {key: statistics.mean(it.figures[key] for it in found) for key in found[0].figures}
-            seconds = sum(it.seconds for it in found)
-            rows.append({"system": name, **_percents(means), "seconds": f"{seconds:.1f}"})
-        return rows
+    tables = {f"{name}, % ({_counts(it)})": [*map(_row, it.systems)] for name, it in _named(sets).items()}
+    if len(sets) > 1:
+        tables[f"Mean of {len(sets)} sets, %"] = _means(sets)
+    return Measurement(
+        headline=f"{kind}: {', '.join(it.name for it in sets)}",
+        tables=tables,
+        remarks=[*notes, *(f"{it.name}: {remark}" for it in sets for remark in it.remarks)],
+        figures={"kind": kind, "sets": config.to_tree(sets), "notes": list(notes)},
+        machine=machine_facts(device, PACKAGES),
+        sets=tuple(sets),
+    )
 
 
 def measure(system: str, measures: Mapping[str, Measure], num_examples: int, seconds: float) -> SystemFigures:
@@ -124,8 +126,26 @@ def measure_means(system: str, values: Mapping[str, NDArray[np.float64]], second
     return measure(system, {name: mean_of(found) for name, found in values.items()}, num_queries, seconds)
 
 
-def _title(it: MeasuredSet) -> str:
-    return f"{it.name}, % (" + ", ".join(f"{count:,} {what}" for what, count in it.counts.items()) + ")"
+def _named(sets: Sequence[MeasuredSet]) -> dict[str, MeasuredSet]:
+    """Name each set; those whose names are the same by their paths."""
+    counts = Counter(it.name for it in sets)
+    return {it.name if counts[it.name] == 1 else it.path: it for it in sets}
+
+
+def _counts(it: MeasuredSet) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in it.counts.items())
+
+
+def _means(sets: Sequence[MeasuredSet]) -> Rows:
+    """Lay out the means of the systems that every set has."""
+    by_system = [{it.system: it for it in one.systems} for one in sets]
+    rows = []
+    for name in [name for name in by_system[0] if all(name in found for found in by_system)]:
+        found = [systems[name] for systems in by_system]
+        means = {key: statistics.mean(it.figures[key] for it in found) for key in found[0].figures}
+        seconds = sum(it.seconds for it in found)
+        rows.append({"system": name, **_percents(means), "seconds": f"{seconds:.1f}"})
+    return rows
 
 
 def _row(it: SystemFigures) -> dict[str, str]:
