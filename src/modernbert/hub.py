@@ -17,10 +17,10 @@ def find(
     name: str | Path,
     *,
     patterns: Sequence[str],
-    revision: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-    token: str | bool | None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
 ) -> Path:
     """Return the folder of a model or tokenizer: `name` itself, or the cached download of a hub id.
 

@@ -92,9 +92,7 @@ def shared_checkpoint(model: str | Path) -> Iterator[Checkpoint]:
             yield Checkpoint(folder=made, encoder=made, config=config, remarks=(remark,))
             return
         patterns = (*sentence_folder.FILES, "onnx/*")
-        folder = hub.find(
-            model, patterns=patterns, revision=None, cache_dir=None, local_files_only=False, token=None
-        )
+        folder = hub.find(model, patterns=patterns)
         encoder = sentence_folder.read(folder).encoder
         config = read_config(encoder)
         if _has_tokenizer(encoder):

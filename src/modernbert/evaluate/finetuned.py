@@ -153,15 +153,7 @@ def read_shape(model: str) -> EncoderConfig:
     Raises:
         CheckpointError: There is no such model.
     """
-    folder = hub.find(
-        model,
-        patterns=[checkpoint.CONFIG],
-        revision=None,
-        cache_dir=None,
-        local_files_only=False,
-        token=None,
-    )
-    return checkpoint.read_config(folder)
+    return checkpoint.read_config(hub.find(model, patterns=[checkpoint.CONFIG]))
 
 
 def nearest_size(shape: EncoderConfig) -> Size:

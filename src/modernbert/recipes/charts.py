@@ -74,6 +74,10 @@ class Chart:
     unit: Callable[[float], str] = human
 
 
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.4g}%"
 
@@ -95,7 +99,7 @@ CHARTS = (
         "carets: events",
         values=_column("loss"),
         held_out="loss",
-        unit=lambda value: f"{value:.4g}",
+        unit=_number,
         is_noisy=True,
     ),
     Chart(
@@ -112,7 +116,7 @@ CHARTS = (
         title="Loss with a teacher",
         note="what is minimised, a masked token: masked loss, divergence and distance as they are weighted",
         values=_column("objective"),
-        unit=lambda value: f"{value:.4g}",
+        unit=_number,
         is_noisy=True,
     ),
     Chart(
@@ -120,7 +124,7 @@ CHARTS = (
         title="Divergence from the teacher",
         note="of the guesses, nats a masked token, times the square of the temperature",
         values=_column("divergence"),
-        unit=lambda value: f"{value:.4g}",
+        unit=_number,
         is_noisy=True,
     ),
     Chart(
@@ -128,7 +132,7 @@ CHARTS = (
         title="Distance from the teacher",
         note="of the hidden states at length 1, squared, a token: 0 to 4",
         values=_column("hidden_distance"),
-        unit=lambda value: f"{value:.4g}",
+        unit=_number,
         is_noisy=True,
     ),
     Chart(
@@ -270,7 +274,7 @@ def draw_lengths(histories: Sequence[History], width: float, height: float) -> s
         lengths = sorted({length["length"] for _, lengths in lines for length in lengths})
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.minorticks_off()
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+        axes.yaxis.set_major_formatter(lambda value, _: _number(value))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)  # above all lines
         return as_svg(figure)
 

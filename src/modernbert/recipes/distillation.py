@@ -5,16 +5,14 @@ Everything that can be wrong with a teacher shows before anything is prepared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from modernbert import hub, runtime
 from modernbert.data.tokenizer import Tokenizer
 from modernbert.errors import ConfigError
-from modernbert.model.checkpoint import CONFIG, DOWNLOADED, read_architecture, read_config
+from modernbert.model.checkpoint import CONFIG, read_architecture, read_config
 from modernbert.model.config import EncoderConfig
 from modernbert.model.heads import ModernBertForMaskedLM
 from modernbert.runtime import Precision
@@ -77,7 +75,8 @@ def read_teacher(settings: DistillationSettings, student: EncoderConfig, longest
         CheckpointError: It cannot be found or read.
         ConfigError: It is no masked-LM model, has another number of tokens, or reads no such sequences.
     """
-    folder, name = _find(settings, (CONFIG,)), f"`distillation.teacher` `{settings.teacher}`"
+    name = f"`distillation.teacher` `{settings.teacher}`"
+    folder = hub.find(settings.teacher, patterns=(CONFIG,), revision=settings.revision)
     kind, wanted = read_architecture(folder), ModernBertForMaskedLM.__name__
     if kind not in (None, wanted):
         raise ConfigError(
@@ -136,7 +135,9 @@ def load_distillation(
     """
     wanted = precision if settings.dtype == "auto" else settings.dtype
     dtype = torch.bfloat16 if runtime.uses_bf16(device, wanted) else torch.float32
-    teacher = ModernBertForMaskedLM.from_pretrained(_find(settings, DOWNLOADED), dtype=dtype, device=device)
+    teacher = ModernBertForMaskedLM.from_pretrained(
+        settings.teacher, revision=settings.revision, dtype=dtype, device=device
+    )
     teacher.requires_grad_(False)
     teacher.model.backend = backend
     if compiles:
@@ -150,18 +151,6 @@ def load_distillation(
         weight=settings.weight,
         temperature=settings.temperature,
         hidden_weight=settings.hidden_weight,
-    )
-
-
-def _find(settings: DistillationSettings, patterns: Sequence[str]) -> Path:
-    """Return the teacher's folder, fetched from the hub if need be."""
-    return hub.find(
-        settings.teacher,
-        patterns=patterns,
-        revision=settings.revision,
-        cache_dir=None,
-        local_files_only=False,
-        token=None,
     )
 
 

@@ -187,7 +187,7 @@ def begin(
         InputError: Its tokenizer cannot be read.
         ConfigError: The shape cannot be made from it.
     """
-    folder = _find(start, DOWNLOADED)
+    folder = hub.find(start.model, patterns=DOWNLOADED, revision=start.revision)
     head = _head(read_config(folder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for a head that is drawn
@@ -210,22 +210,10 @@ def begin(
     return report
 
 
-def _find(start: StartSettings, patterns: Sequence[str]) -> Path:
-    """Return the checkpoint's folder, fetched from the hub if need be."""
-    return hub.find(
-        start.model,
-        patterns=patterns,
-        revision=start.revision,
-        cache_dir=None,
-        local_files_only=False,
-        token=None,
-    )
-
-
 def _shape(start: StartSettings, tree: Mapping[str, Any]) -> EncoderConfig:
     """Return the checkpoint's shape, with a row for each token of the run's tokenizer."""
     try:
-        shape = read_config(_find(start, (CONFIG,)))
+        shape = read_config(hub.find(start.model, patterns=(CONFIG,), revision=start.revision))
         return _for_tokenizer(replace(shape, head=_head(shape)), start, tree["tokenizer"])
     except (CheckpointError, InputError):
         path = Path(str(tree.get("folder"))) / "run.yaml"

@@ -57,14 +57,7 @@ def open_texts(run: FinetuneRun, words: Tokenizer) -> Texts:
     Raises:
         ConfigError: `max_length` is more than the model takes.
     """
-    folder = hub.find(
-        run.model,
-        patterns=(CONFIG,),
-        revision=run.revision,
-        cache_dir=None,
-        local_files_only=False,
-        token=None,
-    )
+    folder = hub.find(run.model, patterns=(CONFIG,), revision=run.revision)
     most, wanted = read_config(folder).max_position_embeddings, run.data.max_length
     if wanted is not None and wanted > most:
         raise ConfigError(f"`data.max_length` is {wanted}; it must be at most {most}, which the model takes")
