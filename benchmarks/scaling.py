@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import common
-from modernbert import runtime, telemetry
+from modernbert import process, runtime, telemetry
 from modernbert.data.masking import MaskedBatch
 from modernbert.layout import SequenceLayout
 from modernbert.model.config import EncoderConfig
@@ -63,7 +63,7 @@ def main() -> None:
         options.micro_batches, options.steps = 2, 2
     if options.worker is not None:
         work(options)
-        return
+        process.leave(0)
     if options.device == "cuda" and torch.cuda.device_count() < max(options.gpus, 2):
         telemetry.note("not measured: this needs at least two GPUs; `--device cpu --quick` tries it without")
         return
@@ -177,9 +177,9 @@ def kill_and_resume(options: argparse.Namespace, folder: Path) -> dict[str, Any]
         raise SystemExit("the undisturbed run failed, see above")
     calm_seconds = time.monotonic() - began
     began = time.monotonic()
-    process = toy_run(options, killed, text)
-    victim = kill_one(process, killed)
-    if process.wait():
+    toy = toy_run(options, killed, text)
+    victim = kill_one(toy, killed)
+    if toy.wait():
         raise SystemExit("the run did not outlive the killed rank, see above")
     one, other = (_steps(place) for place in (calm, killed))
     return {
@@ -217,12 +217,12 @@ def toy_run(options: argparse.Namespace, folder: Path, text: Path) -> subprocess
     return torchrun(options.gpus, arguments, restarts=2)
 
 
-def kill_one(process: subprocess.Popen[bytes], folder: Path) -> int:
+def kill_one(toy: subprocess.Popen[bytes], folder: Path) -> int:
     """Kill the last rank once the run has a checkpoint and some steps after it; return that step."""
-    while process.poll() is None:
+    while toy.poll() is None:
         steps = list(_steps(folder)) if (folder / "metrics.jsonl").exists() else []
         if list((folder / "checkpoints").glob("step-*")) and steps and steps[-1] % 8 >= 4:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            children = Path(f"/proc/{toy.pid}/task/{toy.pid}/children").read_text().split()
             os.kill(int(children[-1]), signal.SIGKILL)
             return steps[-1]
         time.sleep(0.05)

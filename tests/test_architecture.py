@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = "modernbert"
 MOST_LINES = 450
 
-GROUND = ("errors", "config", "files", "hub", "layout", "runtime", "telemetry")
+GROUND = ("errors", "config", "files", "hub", "layout", "process", "runtime", "telemetry")
 FLOORS = (
     GROUND,
     ("ops",),

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import modernbert
-from modernbert import runtime
+from modernbert import process, runtime
 from modernbert.errors import BackendError, ConfigError
 
 CPU = torch.device("cpu")
@@ -130,7 +130,7 @@ class TestStopSignals:
     ) -> None:
         """By the launcher and by the system."""
         monkeypatch.setenv("WORLD_SIZE", "2")
-        assert runtime.is_launched()
+        assert process.is_launched()
         with caplog.at_level(logging.WARNING, "modernbert"), runtime.stop_signals() as stop:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from modernbert import process
 from modernbert.errors import BackendError, ConfigError
 
 Key = TypeVar("Key", bound=Hashable)
@@ -170,11 +171,6 @@ def time_in_turn(
     return times
 
 
-def is_launched() -> bool:
-    """Whether this is one of several processes that a launcher such as `torchrun` started."""
-    return os.environ.get("WORLD_SIZE", "1") != "1"
-
-
 @contextlib.contextmanager
 def deterministic(is_wanted: bool) -> Iterator[None]:
     """Let torch compute the same bits each time while the block runs, if that is wanted.
@@ -218,7 +214,7 @@ def stop_signals() -> Iterator[StopRequest]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.name = signal.Signals(number).name
-        if is_launched():
+        if process.is_launched():
             log.warning("%s: saving after this step, then stopping", stop.name)
             return
         give_back()

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from modernbert import telemetry
+from modernbert import process, telemetry
 from modernbert.errors import InputError, ModernBertError
 from modernbert.recipes import pretrain as recipe
 from modernbert.recipes.settings import read_run
@@ -81,4 +81,4 @@ def main(run_file: str, notes: str, *overrides: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    process.leave(main(*sys.argv[1:]))

@@ -26,6 +26,7 @@ __all__ = [
     "Meter",
     "accept_any_text",
     "configure_logging",
+    "flush",
     "human",
     "is_heard",
     "note",
@@ -58,6 +59,13 @@ def accept_any_text() -> None:
     r"""Let stdout write what its encoding lacks as `\u0120`, as stderr does; UTF-8 lacks nothing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def flush() -> None:
+    """Hand over all that was written so far, as a process that ends at once must."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
 
 
 def is_heard() -> bool:

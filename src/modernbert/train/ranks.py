@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from modernbert import runtime
+from modernbert import process, runtime
 from modernbert.errors import BackendError, ConfigError
 
 Value = TypeVar("Value")
@@ -140,7 +140,7 @@ def join(device: str, *, timeout_seconds: float) -> Iterator[tuple[Ranks, torch.
         ConfigError: The launcher left out a variable, or `device` names one GPU for all processes.
         BackendError: There is no such device here, or the other processes did not come.
     """
-    if not runtime.is_launched():
+    if not process.is_launched():
         yield ALONE, runtime.choose_device(device)
         return
     values = _environment()

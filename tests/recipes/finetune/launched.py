@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from modernbert import telemetry
+from modernbert import process, telemetry
 from modernbert.recipes.finetune import outcome
 from modernbert.recipes.finetune.settings import read_run
 from modernbert.recipes.finetune.trials import finetune_all
@@ -48,3 +48,4 @@ def main(*runs: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    process.leave(0)

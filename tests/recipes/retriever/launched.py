@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from modernbert import telemetry
+from modernbert import process, telemetry
 from modernbert.recipes.retriever.session import train_retriever
 from modernbert.recipes.retriever.settings import read_run
 
@@ -19,3 +19,4 @@ if __name__ == "__main__":
     telemetry.configure_logging()
     for path in sys.argv[1:]:
         telemetry.result(train_retriever(read_run(Path(path))).summary())
+    process.leave(0)
