@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from modernbert.infer.encoder import Encoder
     from modernbert.infer.loading import load
+    from modernbert.infer.sparse import SparseEncoder
     from modernbert.layout import SequenceLayout, pack
     from modernbert.model.config import EncoderConfig, HeadConfig
     from modernbert.model.encoder import ModernBertModel
@@ -53,6 +54,7 @@ __all__ = [
     "ModernBertModel",
     "PaddedModel",
     "SequenceLayout",
+    "SparseEncoder",
     "StableAdamW",
     "StorageError",
     "Tokenizer",
@@ -78,6 +80,7 @@ _MODULES = {
     "ModernBertModel": "modernbert.model.encoder",
     "PaddedModel": "modernbert.model.padded",
     "SequenceLayout": "modernbert.layout",
+    "SparseEncoder": "modernbert.infer.sparse",
     "StableAdamW": "modernbert.train.stable_adamw",
     "StorageError": "modernbert.errors",
     "Tokenizer": "modernbert.data.tokenizer",

@@ -102,6 +102,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
             yield temporary
             _sync(temporary)
             temporary.replace(path)
+            _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

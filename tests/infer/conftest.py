@@ -84,6 +84,22 @@ def folder(
 
 
 @pytest.fixture(scope="session")
+def checkpoint(
+    build: Callable[..., Any], tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Save a masked language model with logits of about 1, most of them below 0, as SPLADE has them."""
+    path = tmp_path_factory.mktemp("splade")
+    model = build("ForMaskedLM")
+    with torch.no_grad():
+        for parameter in model.head.norm.parameters():
+            parameter.mul_(0.1)
+        model.decoder.bias.sub_(0.8)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path, model_max_length=64)
+    return path
+
+
+@pytest.fixture(scope="session")
 def pipeline(folder: Callable[..., Path]) -> Callable[..., Any]:
     """Make transformers' pipeline of a task, on the same model as `runner` gives."""
 

@@ -17,6 +17,7 @@ from modernbert.errors import InputError
 from modernbert.infer import sentence_folder
 from modernbert.infer.embedding_head import DenseConfig, EmbeddingConfig, EmbeddingHead
 from modernbert.infer.packed_transformer import PackedModel, packed
+from modernbert.model.heads import ModernBertForMaskedLM
 
 library = pytest.importorskip("sentence_transformers")
 
@@ -145,13 +146,79 @@ def test_cross_encoder(folder: Callable[..., str]) -> None:
     np.testing.assert_allclose(model.predict(PAIRS), expected, atol=1e-5)
 
 
-def test_sparse_encoder(folder: Callable[..., str]) -> None:
-    modules = library.sparse_encoder.modules
-    transformer = modules.Transformer(folder("ForMaskedLM"), transformer_task="fill-mask")
-    model = library.SparseEncoder(modules=[transformer, modules.SpladePooling("max")], device="cpu")
-    expected = model.encode(TEXTS, convert_to_sparse_tensor=False)
-    found = packed(model).encode(TEXTS, convert_to_sparse_tensor=False)
-    np.testing.assert_allclose(found, expected, atol=1e-4)  # of logits about 20
+class TestSparseEncoder:
+    @pytest.fixture(params=["relu", "log1p_relu", "router"])
+    def build_theirs(self, request: Any, checkpoint: Path) -> Callable[[], Any]:
+        modules = library.sparse_encoder.modules
+        kind = request.param
+
+        def build_theirs() -> Any:
+            transformer = modules.Transformer(str(checkpoint), transformer_task="fill-mask")
+            if kind != "router":
+                pooling = modules.SpladePooling(activation_function=kind, embedding_dimension=384)
+                return library.SparseEncoder(modules=[transformer, pooling], device="cpu")
+            documents = [transformer, modules.SpladePooling(embedding_dimension=384)]
+            queries = [modules.SparseStaticEmbedding(transformer.tokenizer, torch.linspace(0.1, 2.0, 384))]
+            router = library.base.modules.Router.for_query_document(queries, documents)
+            return library.SparseEncoder(modules=[router], device="cpu")
+
+        return build_theirs
+
+    def test_same_vectors_and_never_all_logits(
+        self, build_theirs: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = build_theirs()
+        expected = [call(TEXTS).to_dense() for call in (model.encode_query, model.encode_document)]
+        packed(model)
+        monkeypatch.setattr("modernbert.ops.splade.LOGITS_AT_ONCE", 1_000)
+        monkeypatch.setattr(ModernBertForMaskedLM, "forward", lambda *_: pytest.fail("all logits at once"))
+        for call, vectors in zip((model.encode_query, model.encode_document), expected, strict=True):
+            torch.testing.assert_close(call(TEXTS).to_dense(), vectors, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("is_cached", [False, True])
+    def test_a_training_step_is_the_same(self, build_theirs: Callable[[], Any], is_cached: bool) -> None:
+        expected_losses, expected = self.step(build_theirs(), is_cached=is_cached)
+        losses, found = self.step(packed(build_theirs()), is_cached=is_cached)
+        assert {"base_loss", "document_regularizer_loss", "query_regularizer_loss"} <= losses.keys()
+        torch.testing.assert_close(losses, expected_losses, atol=1e-5, rtol=1e-5)
+        found = {name.replace(".model.", ".", 1): gradient for name, gradient in found.items()}
+        assert found.keys() == expected.keys()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert all(gradient.abs().max() > 1e-3 for gradient in found.values())
+
+    @staticmethod
+    def step(model: Any, *, is_cached: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Take one step of SPLADE's training: negatives of the batch, and FLOPS of both sides."""
+        losses = library.sparse_encoder.losses
+        options = {"document_regularizer_weight": 0.3, "query_regularizer_weight": 0.2}
+        inner = losses.SparseMultipleNegativesRankingLoss(model, scale=0.1)
+        if is_cached:
+            loss = losses.CachedSpladeLoss(model, inner, mini_batch_size=2, **options)
+        else:
+            loss = losses.SpladeLoss(model, inner, **options)
+        model.train()
+        texts = {"query": TEXTS, "document": ["of France", "capital town", "river " * 40, "the the"]}
+        given = loss([model.preprocess(some, task=role) for role, some in texts.items()], None)
+        sum(given.values()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return {name: part.detach() for name, part in given.items()}, gradients
+
+    def test_saved_loaded_and_sent_elsewhere(self, build_theirs: Callable[[], Any], tmp_path: Path) -> None:
+        model = packed(build_theirs())
+        vectors = model.encode(TEXTS).to_dense()
+        torch.testing.assert_close(pickle.loads(pickle.dumps(model)).encode(TEXTS).to_dense(), vectors)
+        model.save(str(tmp_path / "saved"))
+        again = library.SparseEncoder(str(tmp_path / "saved"), device="cpu", local_files_only=True)
+        assert "ModernBertForMaskedLM" in str(again)
+        torch.testing.assert_close(again.encode(TEXTS).to_dense(), vectors, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(packed(packed(again)).encode(TEXTS).to_dense(), vectors)
+
+    def test_a_sum_is_pooled_by_theirs(self, checkpoint: Path) -> None:
+        modules = library.sparse_encoder.modules
+        transformer = modules.Transformer(str(checkpoint), transformer_task="fill-mask")
+        model = library.SparseEncoder(modules=[transformer, modules.SpladePooling("sum")], device="cpu")
+        expected = model.encode(TEXTS).to_dense()
+        torch.testing.assert_close(packed(model).encode(TEXTS).to_dense(), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_without_mask_all_are_tokens(build: Callable[..., Any]) -> None:

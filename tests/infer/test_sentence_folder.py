@@ -261,7 +261,7 @@ def test_what_is_refused(folder: Path, file: str, changes: dict[str, Any], messa
         (
             4,
             {"type": "sentence_transformers.models.LSTM"},
-            "a module `sentence_transformers.models.LSTM`, which",
+            "a module `LSTM`, which this package does not implement",
         ),
         (4, {"type": "custom.Pooling"}, "a module `custom.Pooling`, which this package does not implement"),
         (

@@ -113,9 +113,7 @@ class Embed(Task[str, Row, Row]):
         self.skip = 0 if head.config.include_prompt else prompt_tokens(texts, prompt)
 
     def prepare(self, inputs: list[str], first: int) -> list[Prepared]:
-        # What is no string is left as it is, for `ids` to refuse.
-        prompted = [self.prompt + text if isinstance(text, str) else text for text in inputs]
-        return [Prepared([ids]) for ids in self.texts.ids(prompted, first=first)]
+        return [Prepared([ids]) for ids in self.texts.ids(prompted(self.prompt, inputs), first=first)]
 
     @torch.inference_mode()
     def compute(self, sequences: list[list[int]]) -> list[Row]:
@@ -158,6 +156,11 @@ class Embed(Task[str, Row, Row]):
             skip = min(self.skip, len(states) - 1)
             parts.append(self.head(states, alone, skip=skip, pooling=self.pooling))
         return torch.cat(parts)
+
+
+def prompted(prompt: str, inputs: list[str]) -> list[str]:
+    """Put a prompt before each text; what is no string is left as it is, for `Texts` to refuse."""
+    return [prompt + text if isinstance(text, str) else text for text in inputs]
 
 
 def prompt_tokens(texts: Texts, prompt: str) -> int:

@@ -362,6 +362,11 @@ class Encoder:
             InputError: The weights are in a form that only serves inference; load with `backend="portable"`.
             StorageError: The disk is full or not writable.
         """
+        self.save_checkpoint(folder)
+        write_sentence_folder(Path(folder), self.embedding_head)
+
+    def save_checkpoint(self, folder: str | Path) -> None:
+        """Write model and tokenizer alone; for errors see `save_pretrained`."""
         model = getattr(self.runner, "model", None)
         if not isinstance(model, Pretrained) or not isinstance(getattr(model, "model", model), Pretrained):
             raise InputError(
@@ -371,7 +376,6 @@ class Encoder:
         target = Path(folder)
         model.save_pretrained(target)
         self.tokenizer.save_pretrained(target, model_max_length=self.max_length)
-        write_sentence_folder(target, self.embedding_head)
 
     def _encode(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,15 @@ class PackedModel(nn.Module):
     Attributes:
         model: What computes; trainable.
         config: The configuration of transformers, which others read.
+        splade: Of a masked language model whose logits are wanted for SPLADE alone: the activation, see
+            `modernbert.ops.splade`; they are then pooled here, and never all in memory.
     """
 
     def __init__(self, model: Pretrained, config: Any) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.splade: str | None = None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
         """Compute a padded batch, no padding of it.
@@ -48,12 +51,15 @@ class PackedModel(nn.Module):
             attention_mask: `[B, S]`, 1 at tokens, in one run a row; None: all are tokens.
 
         Returns:
-            `last_hidden_state` `[B, S, D]`; or `logits`: `[B, S, V]` of a masked language model, `[B, L]` of
-            a sequence classifier. At padding there are zeros.
+            `last_hidden_state` `[B, S, D]`; or `logits`: `[B, S, V]` of a masked language model, pooled ones
+            `[B, V]`, `[B, L]` of a sequence classifier. At padding there are zeros.
         """
         there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         layout = SequenceLayout.of(there.sum(dim=1).tolist(), input_ids.device)
         tokens = there.bool()
+        if self.splade is not None:
+            masked_lm = cast(ModernBertForMaskedLM, self.model)
+            return {"logits": masked_lm.splade(input_ids[tokens], layout, self.splade)}
         output: Tensor = self.model(input_ids[tokens], layout)
         if not isinstance(self.model, ModernBertForSequenceClassification):
             padded = output.new_zeros(*input_ids.shape, output.shape[-1])
@@ -73,9 +79,11 @@ def packed(target: Target, *, backend: str = "auto") -> Target:
     should. It trains; make the optimizer afterwards, as the parameters are new. What it saves are the
     usual files, which any sentence-transformers loads, with transformers again.
 
+    A `SpladePooling` that takes the largest is fused with the decoder, so that no `[B, S, V]` is ever there.
+
     Args:
-        target: A `SentenceTransformer`, `SparseEncoder` or `CrossEncoder` on a ModernBERT; or a `Transformer`
-            module, to build one of.
+        target: A `SentenceTransformer`, `SparseEncoder` or `CrossEncoder` on a ModernBERT, also as a route of
+            a `Router`; or a `Transformer` module, to build one of.
         backend: Attention backend, see `modernbert.ops.attention.BACKENDS`.
 
     Returns:
@@ -85,10 +93,33 @@ def packed(target: Target, *, backend: str = "auto") -> Target:
         InputError: Its first module is no `Transformer` on a ModernBERT with a head that has a use here.
         CheckpointError: A ModernBERT of a kind that this package does not implement.
     """
-    transformer: Any = target[0] if isinstance(target, nn.Sequential) else target
+    for transformer, after in _transformers(target):
+        if not isinstance(getattr(transformer, "model", None), PackedModel):
+            _pack(transformer, backend)
+        if type(after).__name__ == "SpladePooling" and after.pooling_strategy == "max":
+            transformer.model.splade = after.activation_function
+            after.embedding_dimension = transformer.model.config.vocab_size
+            after.forward = _is_pooled
+    return target
+
+
+def _transformers(target: nn.Module) -> list[tuple[Any, Any]]:
+    """Return each module that computes with transformers, with the one after it, if there is one."""
+    first: Any = target[0] if isinstance(target, nn.Sequential) else target
+    chains = first.sub_modules.values() if type(first).__name__ == "Router" else [target]
+    parts = [list(chain) if isinstance(chain, nn.Sequential) else [chain] for chain in chains]
+    found = [(part[0], part[1] if part[1:] else None) for part in parts if hasattr(part[0], "model")]
+    return found or [(first, None)]
+
+
+def _is_pooled(features: dict[str, Any]) -> dict[str, Any]:
+    """Stand in for the forward of a `SpladePooling`, whose work is done."""
+    features["sentence_embedding"] = features["token_embeddings"]
+    return features
+
+
+def _pack(transformer: Any, backend: str) -> None:
     theirs = getattr(transformer, "model", None)
-    if isinstance(theirs, PackedModel):
-        return target
     kind = HEADS.get(type(theirs).__name__)
     if theirs is None or kind not in _OUTPUT:
         raise InputError(
@@ -99,7 +130,6 @@ def packed(target: Target, *, backend: str = "auto") -> Target:
     # What its forward takes, of all that the tokenizer and others offer; and no second way of unpadding.
     transformer.model_forward_params = {"input_ids", "attention_mask"}
     transformer.can_flatten_inputs = False
-    return target
 
 
 def _counterpart(theirs: Any, kind: type[Pretrained], backend: str) -> Pretrained:

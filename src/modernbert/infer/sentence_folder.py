@@ -27,8 +27,8 @@ MODULES = "modules.json"
 FILES = (*DOWNLOADED, "*/model*.safetensors", ADAPTER_WEIGHTS)
 """Names of what such a folder holds, for a download."""
 
-_MODEL = "config_sentence_transformers.json"
-_ENCODER = "sentence_bert_config.json"
+MODEL = "config_sentence_transformers.json"
+TRANSFORMER = "sentence_bert_config.json"
 _CONFIG = "config.json"
 _TOKENIZER = "tokenizer_config.json"
 _OURS = "sentence_transformers."
@@ -102,17 +102,17 @@ def write(folder: Path, head: EmbeddingHead) -> None:
     if config.normalize:
         (folder / f"{len(modules)}_Normalize").mkdir(exist_ok=True)
         modules.append("Normalize")
-    write_json(folder / _MODEL, _model_tree(config))
-    write_json(folder / _ENCODER, {"max_seq_length": limit, "do_lower_case": False})
+    write_json(folder / MODEL, model_tree(config))
+    write_json(folder / TRANSFORMER, {"max_seq_length": limit, "do_lower_case": False})
     # Last, as it is what makes a folder one of these.
-    write_json(folder / MODULES, [_module_tree(index, kind) for index, kind in enumerate(modules)])
+    write_json(folder / MODULES, [module_tree(index, _TYPE + kind) for index, kind in enumerate(modules)])
 
 
 def _read(folder: Path) -> SentenceFolder:
     if not (folder / MODULES).is_file():
         return _averaged(folder)
-    about = _tree(folder / _MODEL, dict) if (folder / _MODEL).is_file() else {}  # younger than the format
-    modules = _read_modules(folder / MODULES)
+    about = read_tree(folder / MODEL, dict) if (folder / MODEL).is_file() else {}  # younger than the format
+    modules = read_modules(folder / MODULES)
     if modules and about.get("model_type", _KIND) != _KIND:
         return _averaged(modules[0][1])
     _check_modules(modules, folder / MODULES)
@@ -122,8 +122,8 @@ def _read(folder: Path) -> SentenceFolder:
         **_read_pooling(paths[1] / _CONFIG),
         dense=tuple(_read_dense(path / _CONFIG) for path in dense),
         normalize=kinds[-1] == "Normalize",
-        max_seq_length=_read_max_length(paths[0]),
-        **_read_about(about, folder / _MODEL),
+        max_seq_length=read_max_length(paths[0]),
+        **read_about(about, folder / MODEL),
     )
     width = read_config(paths[0]).hidden_size
     if width != config.width:
@@ -139,23 +139,27 @@ def _read(folder: Path) -> SentenceFolder:
 
 def _averaged(encoder: Path) -> SentenceFolder:
     logger.info("`%s` does not say how to embed: embeddings are the mean over all tokens", encoder)
-    width, limit = read_config(encoder).hidden_size, _read_max_length(encoder)
+    width, limit = read_config(encoder).hidden_size, read_max_length(encoder)
     return SentenceFolder(encoder, EmbeddingHead(EmbeddingConfig(width=width, max_seq_length=limit)).eval())
 
 
-def _read_modules(path: Path) -> list[tuple[str, Path]]:
-    """Return the type and folder of each module; of a type that is implemented here, its last name."""
-    modules = []
-    for entry in _tree(path, list):
-        kind = str(_checked(entry, dict, "module", path).get("type"))
-        name = kind.rsplit(".", 1)[-1]
-        if not kind.startswith(_OURS) or name not in _KINDS:
-            name = kind
-        place = str(entry.get("path", ""))
-        if Path(place).is_absolute() or ".." in Path(place).parts:
-            raise CheckpointError(f"`{path}` names `{place}`; a module must lie in the folder; get it again")
-        modules.append((name, path.parent / place))
-    return modules
+def read_modules(path: Path) -> list[tuple[str, Path]]:
+    """Return the type and folder of each module; of a type of sentence-transformers, its last name."""
+    entries = [checked(entry, dict, "module", path) for entry in read_tree(path, list)]
+    return [(kind_of(entry.get("type")), inside(path, str(entry.get("path", "")))) for entry in entries]
+
+
+def kind_of(module_type: Any) -> str:
+    """Return the last name of a type of sentence-transformers, whose versions move them; others whole."""
+    kind = str(module_type)
+    return kind.rsplit(".", 1)[-1] if kind.startswith(_OURS) else kind
+
+
+def inside(path: Path, place: str) -> Path:
+    """Return the folder that the file `path` names as `place`."""
+    if Path(place).is_absolute() or ".." in Path(place).parts:
+        raise CheckpointError(f"`{path}` names `{place}`; a module must lie in the folder; get it again")
+    return path.parent / place
 
 
 def _check_modules(modules: list[tuple[str, Path]], path: Path) -> None:
@@ -174,7 +178,7 @@ def _check_modules(modules: list[tuple[str, Path]], path: Path) -> None:
 
 
 def _read_pooling(path: Path) -> dict[str, Any]:
-    tree = _tree(path, dict)
+    tree = read_tree(path, dict)
     named = tree.get("pooling_mode")
     modes = [named] if isinstance(named, str) else named
     if modes is None:  # the dialect before version 6; with none of its keys the mean is meant
@@ -188,14 +192,14 @@ def _read_pooling(path: Path) -> dict[str, Any]:
             )
     width = tree.get("embedding_dimension", tree.get("word_embedding_dimension"))
     return {
-        "width": _checked(width, int, "embedding_dimension", path),
+        "width": checked(width, int, "embedding_dimension", path),
         "pooling": tuple(ours[mode] for mode in modes),
-        "include_prompt": _checked(tree.get("include_prompt", True), bool, "include_prompt", path),
+        "include_prompt": checked(tree.get("include_prompt", True), bool, "include_prompt", path),
     }
 
 
 def _read_dense(path: Path) -> DenseConfig:
-    tree = _tree(path, dict)
+    tree = read_tree(path, dict)
     takes = tree.get("module_input_name", "sentence_embedding")
     gives = tree.get("module_output_name") or takes
     if tree.get("use_residual") or {takes, gives} != {"sentence_embedding"}:
@@ -211,9 +215,9 @@ def _read_dense(path: Path) -> DenseConfig:
             f"{', '.join(f'torch.nn.{known}' for known in ACTIVATIONS)}; choose another model"
         )
     return DenseConfig(
-        in_features=_checked(tree.get("in_features"), int, "in_features", path),
-        out_features=_checked(tree.get("out_features"), int, "out_features", path),
-        bias=_checked(tree.get("bias", True), bool, "bias", path),
+        in_features=checked(tree.get("in_features"), int, "in_features", path),
+        out_features=checked(tree.get("out_features"), int, "out_features", path),
+        bias=checked(tree.get("bias", True), bool, "bias", path),
         activation=name,
     )
 
@@ -229,21 +233,21 @@ def _load_dense(linear: torch.nn.Module, path: Path) -> None:
     linear.load_state_dict(given)
 
 
-def _read_about(tree: Tree, path: Path) -> dict[str, Any]:
-    """Read what concerns the whole model."""
-    prompts = _checked(tree.get("prompts") or {}, dict, "prompts", path)
+def read_about(tree: Tree, path: Path, *, similarity: str = "cosine") -> dict[str, Any]:
+    """Read what concerns the whole model; `similarity` is what is meant where none is named."""
+    prompts = checked(tree.get("prompts") or {}, dict, "prompts", path)
     return {
         "prompts": {str(name): str(text or "") for name, text in prompts.items()},
         "default_prompt_name": tree.get("default_prompt_name"),
-        "similarity": tree.get("similarity_fn_name") or "cosine",
+        "similarity": tree.get("similarity_fn_name") or similarity,
         "truncate_dim": tree.get("truncate_dim"),
     }
 
 
-def _read_max_length(encoder: Path) -> int | None:
+def read_max_length(encoder: Path) -> int | None:
     """Return the longest sequence: what the module says, or else the tokenizer, as version 6 leaves it to."""
-    path, words = encoder / _ENCODER, encoder / _TOKENIZER
-    tree = _tree(path, dict) if path.is_file() else {}
+    path, words = encoder / TRANSFORMER, encoder / _TOKENIZER
+    tree = read_tree(path, dict) if path.is_file() else {}
     if tree.get("do_lower_case"):
         raise CheckpointError(
             f"`{path}` has `do_lower_case`; ModernBERT's texts keep their case; set it to false, or choose "
@@ -251,7 +255,7 @@ def _read_max_length(encoder: Path) -> int | None:
         )
     limit = tree.get("max_seq_length")
     if limit is None and words.is_file():
-        limit = _tree(words, dict).get("model_max_length")
+        limit = read_tree(words, dict).get("model_max_length")
     return int(limit) if isinstance(limit, int | float) and limit < _NO_LIMIT else None
 
 
@@ -279,9 +283,10 @@ def _dense_tree(layer: DenseConfig) -> dict[str, Any]:
     }
 
 
-def _model_tree(config: EmbeddingConfig) -> dict[str, Any]:
+def model_tree(config: EmbeddingConfig, kind: str = _KIND) -> dict[str, Any]:
+    """Return what is written of a whole model; `kind` is the class that loads it."""
     tree = {
-        "model_type": _KIND,
+        "model_type": kind,
         "__version__": {"pytorch": torch.__version__},
         "prompts": dict(config.prompts),
         "default_prompt_name": config.default_prompt_name,
@@ -290,23 +295,30 @@ def _model_tree(config: EmbeddingConfig) -> dict[str, Any]:
     return tree if config.truncate_dim is None else {**tree, "truncate_dim": config.truncate_dim}
 
 
-def _module_tree(index: int, kind: str) -> dict[str, Any]:
-    path = f"{index}_{kind}" if index else ""
-    return {"idx": index, "name": str(index), "path": path, "type": _TYPE + kind}
+def module_tree(index: int, module_type: str) -> dict[str, Any]:
+    """Return a module's entry in `MODULES`; all but the first have a folder of their own."""
+    path = f"{index}_{kind_of(module_type)}" if index else ""
+    return {"idx": index, "name": str(index), "path": path, "type": module_type}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensors[name].shape) for name in sorted(tensors)}
 
 
-def _tree(path: Path, kind: type) -> Any:
+def read_tree(path: Path, kind: type) -> Any:
+    """Read a JSON file whose content is of type `kind`.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or something else.
+    """
     try:
-        return _checked(read_json(path), kind, "content", path)
+        return checked(read_json(path), kind, "content", path)
     except InputError as error:
         raise CheckpointError(str(error)) from error
 
 
-def _checked(value: Any, kind: type, name: str, path: Path) -> Any:
+def checked(value: Any, kind: type, name: str, path: Path) -> Any:
+    """Return a value of the file `path`, which must be of type `kind`."""
     if not isinstance(value, kind):
         raise CheckpointError(f"`{path}` has `{name}` {value!r}; it must be of type {kind.__name__}")
     return value

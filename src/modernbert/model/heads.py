@@ -23,6 +23,7 @@ from modernbert.model.encoder import ModernBertModel
 from modernbert.model.layers import layer_norm
 from modernbert.model.pooling import pool
 from modernbert.ops.loss import linear_cross_entropy
+from modernbert.ops.splade import splade_pool
 
 
 class PredictionHead(nn.Module):
@@ -106,6 +107,11 @@ class ModernBertForMaskedLM(EncoderWithHead):
         """
         features = self._features(input_ids, layout, masked_positions)
         return linear_cross_entropy(features, self.decoder.weight, self.decoder.bias, labels)
+
+    def splade(self, input_ids: Tensor, layout: SequenceLayout, activation: str = "relu") -> Tensor:
+        """Weigh every token of the vocabulary in each sequence, fp32 `[B, V]`; see `ops.splade`."""
+        features = self._features(input_ids, layout, None)
+        return splade_pool(features, self.decoder.weight, self.decoder.bias, layout, activation)
 
     def _features(self, input_ids: Tensor, layout: SequenceLayout, positions: Tensor | None) -> Tensor:
         hidden = self.model(input_ids, layout)

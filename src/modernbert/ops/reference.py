@@ -111,3 +111,24 @@ def linear_distillation(
     loss = (1 - weight) * cross_entropy + weight * divergence
     correct = (logits.argmax(dim=-1) == labels).sum()
     return Distilled(loss, cross_entropy.detach(), divergence.detach(), correct)
+
+
+def splade_pool(
+    hidden: Tensor, weight: Tensor, bias: Tensor, layout: SequenceLayout, activation: str = "relu"
+) -> Tensor:
+    """The weight of each word in each sequence: the largest over its tokens (SPLADE; Formal et al. 2021).
+
+    Args:
+        hidden: `[T, D]`.
+        weight: Decoder weight `[V, D]`.
+        bias: Decoder bias `[V]`.
+        layout: Where each sequence lies.
+        activation: `relu`: `log(1 + relu(logits))`; `log1p_relu`: the same once more (Geng et al. 2025).
+
+    Returns:
+        fp32 `[B, V]`.
+    """
+    words = functional.linear(hidden, weight, bias).float().relu().log1p()
+    if activation == "log1p_relu":
+        words = words.log1p()
+    return torch.stack([tokens.amax(dim=0) for tokens in layout.split(words)])
